@@ -1,0 +1,34 @@
+"""Strict numerics and the shared reference data, for every test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = Path(os.environ.get("XTALNET_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference numbers and structures; tests that need it are skipped without it."""
+    if not (SHARED / "golden").is_dir():
+        pytest.skip(f"the reference data are not at {SHARED} (set XTALNET_SHARED)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Path:
+    return shared / "golden"
+
+
+@pytest.fixture(scope="session")
+def structures(shared: Path) -> Path:
+    return shared / "data" / "structures"

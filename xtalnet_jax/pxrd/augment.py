@@ -1,0 +1,411 @@
+"""What a diffractometer and a peak finder would see of instrument-free powder lines (device side).
+
+`peaks_from_lines` is the whole way from `Lines` to `PeakBatch`: choose an instrument, place the
+lines on a 2-theta grid, broaden, add counting noise, find the peaks again. It is pure, works per
+pattern (the key of a pattern does not depend on its neighbours) and runs inside the training step,
+so every epoch sees fresh experimental effects. The host path for real data is `peaks`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from xtalnet_jax.pxrd.pattern import CU_KALPHA, Lines, PeakBatch
+from xtalnet_jax.types import Array, Float, Key
+
+Range = tuple[float, float]
+
+PROMINENCE_WINDOW = 16
+"""Bins on either side of a maximum that are searched for its foot (``wlen`` of SciPy)."""
+
+_MARGIN = 32  # bins beyond both ends of the grid whose lines still send tails into it
+_SMOOTHING = (0.0625, 0.25, 0.375, 0.25, 0.0625)  # binomial, keeps 0.52 of the standard noise
+
+
+class Effects(NamedTuple):
+    """How patterns are measured: every ``Range`` is drawn once per pattern, (x, x) fixes it.
+
+    Angles and widths are in degrees 2-theta for Cu K-alpha and are scaled with the wavelength,
+    as a crystallite size or a misplaced sample does at small angles. All fields are Python numbers: an
+    ``Effects`` is static under ``jit`` (close over it, or mark it static).
+    """
+
+    radiations: tuple[tuple[float, float, float], ...] = ((CU_KALPHA, 0.0, 1.0),)
+    """(mean wavelength in angstrom, relative K-alpha2 - K-alpha1 splitting, weight)."""
+    start: Range = (5.0, 5.0)  # first angle measured
+    end: Range = (90.0, 90.0)  # last angle measured
+    num_bins: int = 4251  # points of the grid, whatever the range
+    fwhm: Range = (0.1, 0.1)  # full width at half maximum at the first angle, log-uniform
+    widening: Range = (1.0, 1.0)  # width at the last angle over width at the first
+    lorentzian: Range = (0.5, 0.5)  # fraction of the pseudo-Voigt that is Lorentzian
+    zero_shift: Range = (0.0, 0.0)  # added to every angle
+    displacement: Range = (0.0, 0.0)  # added times cos(theta): a sample off the axis
+    b_factor: Range = (0.0, 0.0)  # angstrom^2, overall; exp(-2 B s^2), s = sin(theta)/lambda
+    texture: Range = (0.0, 0.0)  # standard deviation of the logarithm of a line's strength
+    impurity: Range = (0.0, 0.0)  # strongest foreign line relative to the strongest own line
+    num_impurity: int = 0  # foreign lines
+    impurity_fraction: float = 0.0  # how many of the patterns have them
+    background: Range = (0.0, 0.0)  # under the strongest peak, relative to it, log-uniform if > 0
+    residue: Range = (0.0, 0.0)  # waviness left by background subtraction, of the background
+    noise: Range = (0.0, 0.0)  # 1 / sqrt(counts in the strongest peak), log-uniform if > 0
+    min_prominence: float = 0.005  # smallest peak kept, relative to the strongest
+    num_sigma: float = 4.0  # ... and in standard deviations of the noise
+    clean_fraction: float = 0.0  # how many of the patterns stay as in ``Effects.clean()``
+
+    @classmethod
+    def clean(cls, **changes: object) -> Effects:
+        """Cu K-alpha, 5 to 90 degrees, step 0.02, no noise: deterministic, needs no key."""
+        return cls()._replace(**changes)
+
+    @classmethod
+    def measured(cls, **changes: object) -> Effects:
+        """Laboratory and synchrotron patterns of ordinary quality: the training preset.
+
+        A fifth of the patterns stay clean (on the same, coarser grid).
+        """
+        return cls(
+            radiations=(
+                (CU_KALPHA, 0.00249, 4.0),
+                (1.54060, 0.0, 3.0),
+                (1.79026, 0.00217, 0.5),
+                (0.71073, 0.00605, 1.0),
+                (0.61993, 0.0, 0.5),
+                (0.41300, 0.0, 1.0),
+            ),
+            start=(4.0, 20.0),
+            end=(60.0, 120.0),
+            num_bins=2125,
+            fwhm=(0.06, 0.5),
+            widening=(1.0, 2.5),
+            lorentzian=(0.1, 1.0),
+            zero_shift=(-0.04, 0.04),
+            displacement=(-0.08, 0.08),
+            b_factor=(0.0, 2.0),
+            texture=(0.0, 0.5),
+            impurity=(0.01, 0.3),
+            num_impurity=6,
+            impurity_fraction=0.3,
+            background=(0.01, 0.5),
+            residue=(0.0, 0.05),
+            noise=(0.004, 0.05),
+            clean_fraction=0.2,
+        )._replace(**changes)
+
+
+class Instrument(NamedTuple):
+    """What was drawn for one pattern; every field is a scalar (batched under ``vmap``)."""
+
+    wavelength: Array  # angstrom
+    splitting: Array  # (lambda2 - lambda1) / lambda; 0 for monochromatic
+    start: Array  # degrees at this wavelength
+    end: Array
+    fwhm: Array
+    widening: Array
+    lorentzian: Array
+    zero_shift: Array
+    displacement: Array
+    b_factor: Array
+    texture: Array
+    impurity: Array
+    background: Array
+    residue: Array
+    noise: Array
+
+
+def _uniform(key: Key[Array, ""] | None, span: Range, log: bool = False) -> Array:
+    """Draw from ``span``; a degenerate one needs no key and costs nothing."""
+    low, high = span
+    if low == high:
+        return jnp.asarray(low, float)
+    if key is None:
+        raise ValueError(
+            f"these Effects are random (a range {low}..{high}), so peaks_from_lines needs a key; "
+            "give one, or use Effects.clean()"
+        )
+    if log and low > 0:
+        return jnp.exp(jax.random.uniform(key, (), float, jnp.log(low), jnp.log(high)))
+    return jax.random.uniform(key, (), float, low, high)
+
+
+def _angle_at(two_theta_cu: Array, wavelength: Array) -> Array:
+    """2-theta (degrees) at ``wavelength`` of the plane spacing seen there with Cu K-alpha."""
+    sine = jnp.sin(jnp.deg2rad(two_theta_cu / 2)) * wavelength / CU_KALPHA
+    return 2 * jnp.rad2deg(
+        jnp.arcsin(jnp.clip(sine, 0.0, 0.97))
+    )  # no instrument passes 152 degrees
+
+
+def draw_instrument(key: Key[Array, ""] | None, effects: Effects) -> Instrument:
+    """Draw the instrument of one pattern.
+
+    Raises:
+        ValueError: ``key`` is None although the effects are random.
+    """
+    keys = [None] * 16 if key is None else list(jax.random.split(key, 16))
+    wavelengths, splittings, weights = (jnp.asarray(x, float) for x in zip(*effects.radiations))
+    which = 0
+    if len(effects.radiations) > 1:
+        edges = jnp.cumsum(weights / weights.sum())
+        which = (_uniform(keys[0], (0.0, 1.0)) > edges[:-1]).sum()
+    wavelength = wavelengths[which]
+    scale = wavelength / CU_KALPHA
+    has_impurity = 1.0
+    if 0 < effects.impurity_fraction < 1 and effects.num_impurity:
+        has_impurity = _uniform(keys[1], (0.0, 1.0)) < effects.impurity_fraction
+    return Instrument(
+        wavelength=wavelength,
+        splitting=splittings[which],
+        start=_angle_at(_uniform(keys[2], effects.start), wavelength),
+        end=_angle_at(_uniform(keys[3], effects.end), wavelength),
+        fwhm=scale * _uniform(keys[4], effects.fwhm, log=True),
+        widening=_uniform(keys[5], effects.widening),
+        lorentzian=_uniform(keys[6], effects.lorentzian),
+        zero_shift=scale * _uniform(keys[7], effects.zero_shift),
+        displacement=scale * _uniform(keys[8], effects.displacement),
+        b_factor=_uniform(keys[9], effects.b_factor),
+        texture=_uniform(keys[10], effects.texture),
+        impurity=has_impurity * _uniform(keys[11], effects.impurity, log=True),
+        background=_uniform(keys[12], effects.background, log=True),
+        residue=_uniform(keys[13], effects.residue),
+        noise=_uniform(keys[14], effects.noise, log=True),
+    )
+
+
+def _sticks(
+    key: Key[Array, ""] | None,
+    inv_d: Array,
+    strength: Array,
+    instrument: Instrument,
+    effects: Effects,
+) -> tuple[Array, Array]:
+    """Apparent 2-theta (degrees) and intensity of every line, foreign and K-alpha2 lines included.
+
+    Intensity is strength * exp(-2 B s^2) * LP, LP = (1 + cos^2 2theta)/(sin^2 theta cos theta).
+    """
+    if effects.texture != (0.0, 0.0):
+        key, key_texture = jax.random.split(key)
+        strength = strength * jnp.exp(
+            instrument.texture * jax.random.normal(key_texture, strength.shape, strength.dtype)
+        )
+    strength = strength * jnp.exp(-instrument.b_factor * inv_d**2 / 2)  # s = 1 / (2 d)
+
+    def lp_intensity(inv_d: Array, strength: Array, wavelength: Array) -> tuple[Array, Array]:
+        sine = inv_d * wavelength / 2
+        reachable = (inv_d > 0) & (sine < 0.999)
+        sine = jnp.where(reachable, sine, 0.5)
+        cos2 = 1 - sine**2
+        lp = (1 + (1 - 2 * sine**2) ** 2) / (sine**2 * jnp.sqrt(cos2))
+        two_theta = 2 * jnp.rad2deg(jnp.arcsin(sine))
+        apparent = two_theta + instrument.zero_shift + instrument.displacement * jnp.sqrt(cos2)
+        return apparent, jnp.where(reachable, strength * lp, 0.0)
+
+    split = any(splitting > 0 for _, splitting, _ in effects.radiations)
+    weight2 = jnp.where(instrument.splitting > 0, 1 / 3, 0.0) if split else 0.0
+    first = instrument.wavelength * (1 - instrument.splitting / 3)
+    two_theta, intensity = lp_intensity(inv_d, strength * (1 - weight2), first)
+    if effects.num_impurity:
+        key, key_place, key_size = jax.random.split(key, 3)
+        shape = (effects.num_impurity,)
+        own = ((two_theta > instrument.start) & (two_theta < instrument.end)) * intensity
+        place = jax.random.uniform(key_place, shape, inv_d.dtype)
+        size = jax.random.uniform(key_size, shape, inv_d.dtype) ** 2
+        foreign = instrument.start + (instrument.end - instrument.start) * place
+        two_theta = jnp.concatenate([two_theta, foreign])
+        intensity = jnp.concatenate([intensity, own.max() * instrument.impurity * size])
+    if split:
+        second = instrument.wavelength * (1 + 2 * instrument.splitting / 3)
+        two_theta2, intensity2 = lp_intensity(inv_d, strength * weight2, second)
+        two_theta = jnp.concatenate([two_theta, two_theta2])
+        intensity = jnp.concatenate([intensity, intensity2])
+    return two_theta, intensity
+
+
+def _fft_length(num_bins: int) -> int:
+    """Smallest even length of factors 2, 3 and 5 that leaves room for margins and tails."""
+    length = int(1.12 * num_bins) + 2 * _MARGIN
+    while True:
+        rest = length
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1 and length % 2 == 0:
+            return length
+        length += 1
+
+
+def _line_transform(frequency: Array, fwhm: Array, lorentzian: Array) -> Array:
+    """Fourier transform of a unit-area pseudo-Voigt; ``frequency`` in cycles per unit of ``fwhm``.
+
+    The first aliases are added, so that the sampled line is positive even two bins wide.
+    """
+
+    def one(f: Array) -> Array:
+        x = jnp.pi * fwhm * jnp.abs(f)
+        return lorentzian * jnp.exp(-x) + (1 - lorentzian) * jnp.exp(-(x**2) / (4 * jnp.log(2.0)))
+
+    return one(frequency) + one(frequency - 1) + one(frequency + 1)
+
+
+def _profile(two_theta: Array, intensity: Array, instrument: Instrument, num_bins: int) -> Array:
+    """Broadened pattern [num_bins] on the grid from ``start`` to ``end``, its maximum is 1.
+
+    Lines are placed with cubic B-spline weights (smooth in the position) in two histograms, one
+    broadened by the width at the first angle, one by that at the last; a line is shared between
+    them by its angle.
+    """
+    step = (instrument.end - instrument.start) / (num_bins - 1)
+    length = _fft_length(num_bins)
+    place = (two_theta - instrument.start) / step
+    inside = (place > -_MARGIN + 2) & (place < num_bins + _MARGIN - 2)
+    place = jnp.where(inside, place, 0.0)
+    left = jnp.floor(place)
+    t = place - left
+    spline = jnp.stack(
+        [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], -1
+    )
+    share = jnp.clip(place / (num_bins - 1), 0.0, 1.0)
+    shared = jnp.where(inside, intensity / 6, 0.0)[:, None] * jnp.stack([1 - share, share], -1)
+    index = left.astype(jnp.int32)[:, None] + jnp.arange(-1, 3)[None] + _MARGIN
+    histogram = jnp.zeros((length, 2), intensity.dtype)
+    histogram = histogram.at[index].add(spline[:, :, None] * shared[:, None, :])
+    frequency = jnp.fft.rfftfreq(length).astype(intensity.dtype)
+    widths = instrument.fwhm / step * jnp.stack([jnp.ones_like(step), instrument.widening])
+    transform = _line_transform(frequency[:, None], widths[None], instrument.lorentzian)
+    spectrum = (jnp.fft.rfft(histogram, axis=0) * transform).sum(-1)
+    profile = jnp.fft.irfft(spectrum, length)[_MARGIN : _MARGIN + num_bins]
+    highest = profile.max()
+    return profile / jnp.where(highest > 0, highest, 1.0)
+
+
+def _counted(
+    key: Key[Array, ""] | None, profile: Array, instrument: Instrument, effects: Effects
+) -> tuple[Array, Array]:
+    """Profile after counting, background subtraction and smoothing, and its standard noise.
+
+    With N counts at the maximum a bin of relative height y has variance (y + background) / N
+    (Gaussian limit of Poisson). Nothing is done if the effects are free of noise.
+    """
+    if effects.noise == (0.0, 0.0):
+        return profile, jnp.zeros_like(profile)
+    key_count, key_period, key_phase = jax.random.split(key, 3)
+    dtype = profile.dtype
+    x = jnp.linspace(0.0, 1.0, len(profile), dtype=dtype)
+    level = instrument.background * (0.6 + 0.4 * jnp.exp(-4 * x))  # air scatter falls with angle
+    sigma = instrument.noise * jnp.sqrt(jnp.maximum(profile, 0.0) + level)
+    period = jax.random.uniform(key_period, (2, 1), dtype, 1.0, 8.0)
+    phase = jax.random.uniform(key_phase, (2, 1), dtype, 0.0, 2 * jnp.pi)
+    wave = jnp.cos(2 * jnp.pi * period * x[None] + phase).mean(0)
+    counted = profile + sigma * jax.random.normal(key_count, profile.shape, dtype)
+    counted = counted + instrument.residue * level * wave
+    smooth = jnp.convolve(jnp.pad(counted, 2, mode="edge"), jnp.asarray(_SMOOTHING, dtype), "valid")
+    keep = instrument.noise > 0
+    gain = sum(w * w for w in _SMOOTHING) ** 0.5
+    return jnp.where(keep, smooth, profile), gain * sigma
+
+
+def _prominence(profile: Array, window: int) -> Array:
+    """Height of every point above the higher of its two feet, as in ``scipy.signal`` with ``wlen``.
+
+    A foot is the lowest point before the profile rises above the point itself, or the window ends.
+    """
+    size = len(profile)
+    padded = jnp.pad(profile, window, mode="edge")
+
+    def foot(direction: int) -> Array:
+        lowest, open_ = profile, jnp.ones(profile.shape, bool)
+        for shift in range(1, window + 1):
+            begin = window + direction * shift
+            other = padded[begin : begin + size]
+            open_ = open_ & (other <= profile)
+            lowest = jnp.where(open_, jnp.minimum(lowest, other), lowest)
+        return lowest
+
+    return profile - jnp.maximum(foot(-1), foot(1))
+
+
+def _find_peaks(
+    profile: Array, sigma: Array, effects: Effects, num_peaks: int
+) -> tuple[Array, Array, Array]:
+    """Strongest maxima of a profile: place (in bins), height and mask, [num_peaks] each."""
+    threshold = jnp.maximum(effects.min_prominence * profile.max(), effects.num_sigma * sigma)
+    rises = jnp.pad(profile[1:] > profile[:-1], (1, 0))
+    falls = jnp.pad(profile[:-1] >= profile[1:], (0, 1))
+    found = rises & falls & (profile > threshold)
+    found = found & (_prominence(profile, PROMINENCE_WINDOW) > threshold)
+    height = jnp.where(found, profile, 0.0)
+    # Two neighbours cannot both be maxima, so one number per pair loses nothing.
+    pairs = jnp.pad(height, (0, len(height) % 2)).reshape(-1, 2)
+    num_found = min(num_peaks, len(pairs))
+    top, pair = jax.lax.top_k(pairs.max(-1), num_found)
+    centre = 2 * pair + pairs.argmax(-1)[pair]
+    mask = top > 0
+    centre = jnp.clip(jnp.where(mask, centre, 1), 1, len(profile) - 2)
+    before, at, after = profile[centre - 1], profile[centre], profile[centre + 1]
+    curvature = jnp.where(mask, 2 * at - before - after, 1.0)
+    offset = 0.5 * (after - before) / jnp.maximum(curvature, 1e-12)
+    offset = jnp.where(mask, jnp.clip(offset, -0.5, 0.5), 0.0)
+    peak = at + 0.25 * (after - before) * offset
+    fill = (0, num_peaks - num_found)
+    place = jnp.where(mask, centre + offset, 0.0)
+    return jnp.pad(place, fill), jnp.pad(jnp.where(mask, peak, 0.0), fill), jnp.pad(mask, fill)
+
+
+def _one_pattern(
+    key: Key[Array, ""] | None, inv_d: Array, strength: Array, effects: Effects, num_peaks: int
+) -> PeakBatch:
+    keys = (None,) * 4 if key is None else jax.random.split(key, 4)
+    instrument = draw_instrument(keys[0], effects)
+    if effects.clean_fraction > 0:
+        calm = draw_instrument(None, Effects.clean())
+        stay = _uniform(keys[1], (0.0, 1.0)) < effects.clean_fraction
+        instrument = jax.tree.map(lambda a, b: jnp.where(stay, a, b), calm, instrument)
+    instrument = jax.tree.map(lambda x: x.astype(inv_d.dtype), instrument)
+    two_theta, intensity = _sticks(keys[2], inv_d, strength, instrument, effects)
+    profile = _profile(two_theta, intensity, instrument, effects.num_bins)
+    profile, sigma = _counted(keys[3], profile, instrument, effects)
+    place, height, mask = _find_peaks(profile, sigma, effects, num_peaks)
+    mask = mask & (strength > 0).any()
+    step = (instrument.end - instrument.start) / (effects.num_bins - 1)
+
+    def to_inv_d(angle: Array) -> Array:
+        return 2 * jnp.sin(jnp.deg2rad(angle / 2)) / instrument.wavelength
+
+    strongest = jnp.where(mask, height, 0.0).max()
+    relative = height / jnp.where(strongest > 0, strongest, 1.0)
+    return PeakBatch(
+        position=jnp.where(mask, to_inv_d(instrument.start + step * place), 0.0),
+        intensity=jnp.where(mask, relative, 0.0),
+        mask=mask,
+        measured=to_inv_d(jnp.stack([instrument.start, instrument.end])),
+    )
+
+
+def peaks_from_lines(
+    key: Key[Array, ""] | None, lines: Lines, effects: Effects, num_peaks: int
+) -> PeakBatch:
+    """Measure powder lines and find the peaks again.
+
+    Args:
+        key: random key; may be None if nothing in ``effects`` is random.
+        lines: 1/d (1/angstrom) and strength, [n_graph, n_line].
+        effects: how the patterns are measured (static).
+        num_peaks: size of the peak axis; of more peaks the strongest are kept (static).
+
+    Returns:
+        Peaks ordered by falling intensity; the row of a crystal without lines is fully masked.
+
+    Raises:
+        ValueError: the effects are random and ``key`` is None.
+    """
+    keys = None if key is None else jax.random.split(key, lines.inv_d.shape[0])
+
+    def one(
+        key: Key[Array, ""] | None, inv_d: Float[Array, " n_line"], strength: Array
+    ) -> PeakBatch:
+        return _one_pattern(key, inv_d, strength, effects, num_peaks)
+
+    in_axes = (None if keys is None else 0, 0, 0)
+    return jax.vmap(one, in_axes)(keys, jnp.asarray(lines.inv_d), jnp.asarray(lines.strength))

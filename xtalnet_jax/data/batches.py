@@ -1,0 +1,226 @@
+"""Padded batches of static shape, as a pure function of the step.
+
+``batch(step)`` depends on nothing but the set, the seed and the step: a run that restarts at any
+step sees what an uninterrupted one would have seen, and no iterator has to be saved. Crystals of
+similar size share a bucket, so that little of the n x n work of a batch is spent on padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xtalnet_jax.crystals.crystal import CrystalBatch
+from xtalnet_jax.data.packed import PackedSet
+from xtalnet_jax.pxrd.pattern import Lines
+
+DEFAULT_BUCKETS = (4, 8, 12, 16, 20)
+PAD = -1  # index of an empty crystal
+
+
+class Example(NamedTuple):
+    """What a training or evaluation step receives; NumPy on the host, arrays on the device."""
+
+    crystals: CrystalBatch
+    lines: Lines
+    index: Any  # [n_graph] int32, position in the packed set, -1 where padded
+
+
+class _Plan(NamedTuple):
+    """The batches of one epoch: which bucket, and which crystals."""
+
+    bucket: np.ndarray  # [num_steps] int
+    index: list[np.ndarray]  # per step [batch of all processes and devices] int32, -1 padded
+
+
+def buckets_for(packed: PackedSet, num_buckets: int = 5, multiple: int = 4) -> tuple[int, ...]:
+    """Bucket edges that hold about equally many crystals each, rounded up to ``multiple``."""
+    levels = np.linspace(0, 1, num_buckets + 1)[1:]
+    edges = np.quantile(packed.num_atoms, levels, method="higher")
+    return tuple(int(e) for e in np.unique(-(-edges // multiple) * multiple))
+
+
+class BucketedBatches:
+    """Every crystal once an epoch, in batches whose crystals have similar numbers of atoms.
+
+    Args:
+        packed: the set.
+        num_atoms_buckets: rising numbers of atoms to which crystals are padded; `buckets_for`
+            proposes some.
+        budget_pairs: ordered pairs of atoms per batch and device: a bucket of crystals padded to
+            n atoms gets ``budget_pairs // n**2`` of them, within ``batch_size_range``.
+        batch_sizes: crystals per batch and device instead, one number or one per bucket.
+        batch_size_range: smallest and largest batch the budget may lead to.
+        seed: of the order.
+        shuffle: False gives a fixed order, the same every epoch, for evaluation.
+        num_devices: None gives arrays [n_graph, ...]; a number gives [num_devices, n_graph, ...].
+            All devices get the same bucket.
+        process: (index, count); every process takes its own part of each batch.
+
+    Raises:
+        ValueError: a crystal is too large for the largest bucket, or an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        packed: PackedSet,
+        num_atoms_buckets: Sequence[int] = DEFAULT_BUCKETS,
+        *,
+        budget_pairs: int = 16384,
+        batch_sizes: int | Mapping[int, int] | None = None,
+        batch_size_range: tuple[int, int] = (1, 256),
+        seed: int = 0,
+        shuffle: bool = True,
+        num_devices: int | None = None,
+        process: tuple[int, int] = (0, 1),
+    ):
+        edges = np.asarray(num_atoms_buckets, np.int64)
+        if edges.size == 0 or edges[0] < 1 or (np.diff(edges) <= 0).any():
+            raise ValueError(
+                f"num_atoms_buckets must rise from at least 1, got {num_atoms_buckets}"
+            )
+        if packed.num_crystals == 0:
+            raise ValueError("the packed set is empty")
+        if not 0 <= process[0] < process[1]:
+            raise ValueError(f"process must be (index, count) with index < count, got {process}")
+        too_large = packed.num_atoms > edges[-1]
+        if too_large.any():
+            raise ValueError(
+                f"{too_large.sum()} crystals have more atoms than the largest bucket {edges[-1]} "
+                f"(up to {packed.num_atoms.max()}): add a bucket or pack with max_atoms={edges[-1]}"
+            )
+        if batch_sizes is None:
+            low, high = batch_size_range
+            sizes = [min(max(budget_pairs // int(n) ** 2, low), high) for n in edges]
+        elif isinstance(batch_sizes, int):
+            sizes = [batch_sizes] * len(edges)
+        else:
+            missing = [int(n) for n in edges if int(n) not in batch_sizes]
+            if missing:
+                raise ValueError(f"batch_sizes has no entry for the buckets {missing}")
+            sizes = [batch_sizes[int(n)] for n in edges]
+        if min(sizes) < 1:
+            raise ValueError(f"every batch needs at least one crystal, got batch sizes {sizes}")
+        bucket = np.searchsorted(edges, packed.num_atoms)
+        members = [np.flatnonzero(bucket == b).astype(np.int32) for b in range(len(edges))]
+        kept = [b for b, rows in enumerate(members) if len(rows)]
+        self.packed = packed
+        self.num_nodes = tuple(int(edges[b]) for b in kept)
+        self.batch_sizes = tuple(sizes[b] for b in kept)  # per device
+        self._members = [members[b] for b in kept]
+        self._seed, self._shuffle = seed, shuffle
+        self._num_devices, self._process = num_devices, process
+        self._epoch_plan = lru_cache(maxsize=2)(self._make_plan)
+
+    @property
+    def num_steps_per_epoch(self) -> int:
+        """Batches after which every crystal has been seen exactly once."""
+        return sum(-(-len(m) // b) for m, b in zip(self._members, self._whole_batches()))
+
+    def indices(self, step: int) -> tuple[int, np.ndarray]:
+        """Number of atoms to pad to, and positions in the set ([..., n_graph] int32, -1 padded)."""
+        if step < 0:
+            raise ValueError(f"a step is at least 0, got {step}")
+        epoch, place = divmod(step, self.num_steps_per_epoch)
+        plan = self._epoch_plan(epoch if self._shuffle else 0)
+        which, count = self._process
+        own = plan.index[place].reshape(count, -1)[which]
+        if self._num_devices is not None:
+            own = own.reshape(self._num_devices, -1)
+        return self.num_nodes[plan.bucket[place]], own
+
+    def batch(self, step: int) -> Example:
+        """The batch of this process at ``step`` (NumPy); a pure function of the step."""
+        num_nodes, index = self.indices(step)
+        return gather(self.packed, index, num_nodes)
+
+    def _whole_batches(self) -> list[int]:
+        copies = (self._num_devices or 1) * self._process[1]
+        return [size * copies for size in self.batch_sizes]
+
+    def _make_plan(self, epoch: int) -> _Plan:
+        rng = np.random.default_rng((self._seed, epoch))
+        bucket, index = [], []
+        for b, (rows, size) in enumerate(zip(self._members, self._whole_batches())):
+            rows = rng.permutation(rows) if self._shuffle else rows
+            padded = np.full(-(-len(rows) // size) * size, PAD, np.int32)
+            padded[: len(rows)] = rows
+            # Strided, so that the crystals of the last, incomplete batch are spread over devices.
+            copies = size // self.batch_sizes[b]
+            for part in padded.reshape(-1, size):
+                index.append(part.reshape(-1, copies).T.reshape(-1))
+                bucket.append(b)
+        order = rng.permutation(len(index)) if self._shuffle else np.arange(len(index))
+        return _Plan(np.array(bucket)[order], [index[i] for i in order])
+
+
+def gather(packed: PackedSet, index: np.ndarray, num_nodes: int) -> Example:
+    """Cut crystals out of a packed set and pad them (NumPy).
+
+    Args:
+        packed: the set.
+        index: [..., n_graph] positions, -1 for an empty crystal (atomic numbers 0, unit lattice,
+            no lines).
+        num_nodes: atoms to pad to.
+    """
+    real = index >= 0
+    row = np.where(real, index, 0)
+    slot = np.arange(num_nodes)
+    count = np.where(real, packed.num_atoms[row], 0)
+    if count.max(initial=0) > num_nodes:
+        raise ValueError(f"a crystal has {count.max()} atoms, more than the {num_nodes} asked for")
+    mask = slot < count[..., None]
+    atom = np.where(mask, packed.offset[row][..., None] + slot, 0)
+    crystals = CrystalBatch(
+        np.where(mask, packed.atomic_numbers[atom], 0).astype(np.int32),
+        np.where(mask[..., None], packed.frac_coords[atom], np.float32(0)),
+        np.where(real[..., None, None], packed.lattice[row], np.eye(3, dtype=np.float32)),
+    )
+    lines = Lines(
+        *(
+            np.where(real[..., None], v[row], np.float32(0))
+            for v in (packed.lines_inv_d, packed.lines_strength)
+        )
+    )
+    return Example(crystals, lines, index.astype(np.int32))
+
+
+def device_resident(packed: PackedSet, max_atoms: int | None = None) -> Example:
+    """The whole set padded to one number of atoms, to be put into device memory once.
+
+    With it a step only needs `BucketedBatches.indices`, and `take` cuts the batch on the device.
+    """
+    num_nodes = int(packed.num_atoms.max(initial=1)) if max_atoms is None else max_atoms
+    return gather(packed, np.arange(packed.num_crystals), num_nodes)
+
+
+@partial(jax.jit, static_argnums=2)
+def take(resident: Example, index: jax.Array, num_nodes: int) -> Example:
+    """`gather` on the device, from what `device_resident` made.
+
+    Args:
+        resident: the whole set.
+        index: [..., n_graph] positions, -1 for an empty crystal.
+        num_nodes: atoms to pad to, at least those of every crystal asked for.
+    """
+    real = index >= 0
+    row = jnp.where(real, index, 0)
+
+    def pick(values: jax.Array, empty: Any = 0) -> jax.Array:
+        chosen = jnp.asarray(values)[row]
+        shape = real.shape + (1,) * (chosen.ndim - real.ndim)
+        empty = jnp.broadcast_to(jnp.asarray(empty, chosen.dtype), chosen.shape)
+        return jnp.where(real.reshape(shape), chosen, empty)
+
+    numbers, frac, lattice = resident.crystals
+    identity = jnp.eye(3).reshape((1,) * index.ndim + (3, 3))
+    crystals = CrystalBatch(
+        pick(numbers[:, :num_nodes]), pick(frac[:, :num_nodes]), pick(lattice, identity)
+    )
+    lines = Lines(*(pick(v) for v in resident.lines))
+    return Example(crystals, lines, jnp.asarray(index, jnp.int32))

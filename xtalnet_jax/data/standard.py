@@ -1,0 +1,118 @@
+"""One standard form for every crystal that enters a data set, and the checks it must pass.
+
+The field compares and generates Niggli-reduced primitive cells in one fixed orientation; doing it
+once, when a set is packed, keeps the choice out of models and metrics.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xtalnet_jax.crystals.crystal import Crystal
+
+MIN_DISTANCE = 0.5
+"""Closest approach of two atoms that is believed, angstrom (as pymatgen's ``is_valid``)."""
+
+MIN_HEIGHT = 2 * MIN_DISTANCE
+"""Smallest distance between opposite faces of a cell, angstrom.
+
+Above it the nearest image of any pair closer than `MIN_DISTANCE` is found by rounding.
+"""
+
+VOLUME_PER_ATOM = (1.0, 2000.0)
+"""Cubic angstrom; crushed and exploded cells are outside, the emptiest frameworks inside."""
+
+MAX_ATOMIC_NUMBER = 98
+"""Californium, the last element with tabulated form factors."""
+
+
+def standardise(crystal: Crystal, niggli: bool = True) -> Crystal:
+    """Return the same crystal in its Niggli cell, in the standard frame, wrapped into [0, 1).
+
+    The new lattice vectors are an integer combination ``T @ lattice`` with det T = 1, so the
+    fractional coordinates become ``frac @ inv(T)`` without rounding errors of a rotation. The frame
+    is that of ``Lattice.from_parameters``: c along z, a in the x-z plane, right-handed.
+
+    Args:
+        crystal: any cell, also a left-handed one.
+        niggli: False keeps the cell and only turns it into the standard frame.
+
+    Raises:
+        ValueError: the lattice is singular, not finite, or cannot be reduced.
+    """
+    lattice = np.asarray(crystal.lattice, np.float64)
+    frac = np.asarray(crystal.frac_coords, np.float64)
+    volume = np.linalg.det(lattice) if np.isfinite(lattice).all() else 0.0
+    if abs(volume) < 1e-6:
+        raise ValueError(f"the lattice {lattice.round(3).tolist()} spans no volume")
+    if volume < 0:  # the same crystal with all three vectors reversed is right-handed
+        lattice, frac = -lattice, -frac
+    if niggli:
+        import spglib
+
+        reduced = spglib.niggli_reduce(lattice)
+        if reduced is None:
+            raise ValueError(f"the lattice {lattice.round(3).tolist()} has no Niggli reduction")
+        transform = np.rint(reduced @ np.linalg.inv(lattice))
+        determinant = np.rint(np.linalg.det(transform))
+        if abs(determinant) != 1:
+            raise ValueError(f"the lattice {lattice.round(3).tolist()} has no Niggli reduction")
+        transform *= determinant
+        lattice, frac = transform @ lattice, frac @ np.linalg.inv(transform)
+    return Crystal(np.asarray(crystal.atomic_numbers), wrap(frac), standard_frame(lattice))
+
+
+def standard_frame(lattice: np.ndarray) -> np.ndarray:
+    """Rotate right-handed lattice vectors [3, 3] so that c is along z and a in the x-z plane."""
+    a, _, c = lattice
+    z = c / np.linalg.norm(c)
+    x = a - (a @ z) * z
+    x = x / np.linalg.norm(x)
+    turned = lattice @ np.stack([x, np.cross(z, x), z], axis=1)
+    turned[0, 1] = turned[2, 0] = turned[2, 1] = 0.0
+    return turned
+
+
+def wrap(frac_coords: np.ndarray) -> np.ndarray:
+    """Fractional coordinates in [0, 1) as float32, also where rounding up would give 1."""
+    wrapped = (np.asarray(frac_coords, np.float64) % 1.0).astype(np.float32)
+    return np.where(wrapped >= 1.0, np.float32(0.0), wrapped)
+
+
+def check_crystal(crystal: Crystal, max_atoms: int | None = None) -> None:
+    """Refuse what no model should be trained on.
+
+    Assumes a reduced cell (`standardise`), so that one image per pair is enough.
+
+    Raises:
+        ValueError: no or too many atoms, unknown elements, a value that is not finite, a flat cell,
+            an absurd volume, or two atoms nearer than `MIN_DISTANCE`.
+    """
+    numbers, frac, lattice = crystal
+    n = len(numbers)
+    if n == 0:
+        raise ValueError("it has no atoms")
+    if max_atoms is not None and n > max_atoms:
+        raise ValueError(f"it has {n} atoms, at most {max_atoms} are taken")
+    if frac.shape != (n, 3):
+        raise ValueError(f"it has {n} atoms but coordinates of shape {frac.shape}")
+    if numbers.min() < 1 or numbers.max() > MAX_ATOMIC_NUMBER:
+        worst = numbers.min() if numbers.min() < 1 else numbers.max()
+        raise ValueError(f"atomic number {worst} is not within 1..{MAX_ATOMIC_NUMBER}")
+    if not np.isfinite(frac).all():
+        raise ValueError("a coordinate is not finite")
+    volume = abs(np.linalg.det(lattice))
+    low, high = VOLUME_PER_ATOM
+    if not low <= volume / n <= high:
+        raise ValueError(
+            f"{volume / n:.3g} cubic angstrom per atom is not within {low:g}..{high:g}"
+        )
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    if heights.min() < MIN_HEIGHT:
+        raise ValueError(f"its cell is only {heights.min():.2g} angstrom high")
+    if n > 1:
+        upper = np.triu_indices(n, 1)
+        delta = frac[upper[0]].astype(np.float64) - frac[upper[1]]
+        nearest = np.linalg.norm((delta - np.rint(delta)) @ lattice, axis=1).min()
+        if nearest < MIN_DISTANCE:
+            raise ValueError(f"two atoms are {nearest:.2g} angstrom apart")

@@ -1,0 +1,118 @@
+"""CPCP: a pattern tower and a crystal tower that meet in one space (the paper's section 4.2).
+
+The loss over a batch of such pairs is `xtalnet_jax.contrastive`; nothing here knows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict
+from jaxtyping import Array, Float
+
+from xtalnet_jax.crystals import lattice as lattice_maths
+from xtalnet_jax.crystals.crystal import CrystalBatch
+from xtalnet_jax.models.cspnet import CSPNet, node_graph
+from xtalnet_jax.models.embeddings import fan_in_uniform
+from xtalnet_jax.models.pxrd_encoder import PXRDEncoder
+from xtalnet_jax.numerics import masked_mean, unit
+
+MAX_SCALE = 100.0
+NUM_SPECIES = 100
+
+
+def species_embedding(width: int, name: str) -> nn.Embed:
+    """Table of 100 trained vectors; row Z - 1, see `species_index`."""
+    return nn.Embed(NUM_SPECIES, width, embedding_init=nn.initializers.normal(1.0), name=name)
+
+
+def species_index(atomic_numbers: jax.Array) -> jax.Array:
+    """Row of the species table; padding (0) reads the first row and is masked later."""
+    return jnp.maximum(atomic_numbers - 1, 0)
+
+
+def lattice_numbers(lattice: Float[Array, "n_graph 3 3"], form: str) -> jax.Array:
+    """Orientation-free numbers of a lattice: ``"metric"`` [n_graph, 9] or ``"log_metric"`` [.., 6].
+
+    ``flatten(L L^T)`` in angstrom^2 is the paper's; ``(1/2) log(L L^T)`` is of order 1 for cells
+    of every size. No gradient passes through the logarithm (its eigenvectors are not unique for a
+    cubic cell).
+    """
+    if form == "metric":
+        return lattice_maths.metric_tensor(lattice).reshape(-1, 9)
+    if form == "log_metric":
+        return jax.lax.stop_gradient(lattice_maths.log_metric(lattice))
+    raise ValueError(f'lattice_form is "{form}", expected "metric" or "log_metric"')
+
+
+class CPCP(nn.Module):
+    """Contrastive model of patterns and crystals.
+
+    Attributes:
+        encoder: Fields of the `PXRDEncoder`.
+        network: Fields of the `CSPNet`.
+        projection: Width of the common space if patterns get a linear map to it; by default the
+            encoder's width without a map, as in the paper.
+        lattice_form: What the crystal tower sees of the cell, see `lattice_numbers`.
+    """
+
+    encoder: Mapping[str, Any] = FrozenDict()
+    network: Mapping[str, Any] = FrozenDict()
+    projection: int | None = None
+    lattice_form: str = "metric"
+
+    def setup(self) -> None:
+        """Create both towers and the temperature."""
+        self.pxrd_encoder = PXRDEncoder(**self.encoder)
+        self.crystal_network = CSPNet(**self.network)
+        self.species = species_embedding(self.crystal_network.width, None)
+        self.crystal_head = self._linear(self.projection or self.pxrd_encoder.width)
+        if self.projection:
+            self.pattern_head = self._linear(self.projection)
+        self.logit_scale = self.param("logit_scale", nn.initializers.ones, ())
+
+    def _linear(self, width: int) -> nn.Dense:
+        return nn.Dense(width, use_bias=False, kernel_init=fan_in_uniform())
+
+    def embed_patterns(self, peaks: Any, train: bool = False) -> Float[Array, "n_graph d"]:
+        """Unit vectors of patterns (`xtalnet_jax.pxrd.pattern.PeakBatch`)."""
+        pooled, _ = self.pxrd_encoder(peaks, train)
+        return unit(self.pattern_head(pooled) if self.projection else pooled)
+
+    def embed_crystals(self, batch: CrystalBatch, train: bool = False) -> Float[Array, "n_graph d"]:
+        """Unit vectors of crystals; 0 for a padded one. ``train`` changes nothing (no dropout)."""
+        del train
+        mask = batch.atomic_numbers > 0
+        metric = lattice_maths.metric_tensor(batch.lattice)
+        h = self.crystal_network(
+            self.species(species_index(batch.atomic_numbers)),
+            batch.frac_coords,
+            lattice_numbers(batch.lattice, self.lattice_form),
+            mask,
+            metric=metric,
+        )
+        return unit(self.crystal_head(masked_mean(h, mask[..., None], 1)))
+
+    def embed_graphs(self, graphs: Any) -> Float[Array, "n_graph d"]:
+        """`embed_crystals` on a ``jraph.GraphsTuple`` of `xtalnet_jax.crystals.graph.to_graphs`."""
+        numbers = graphs.nodes["atomic_numbers"]
+        features = lattice_numbers(graphs.globals["lattice"], self.lattice_form)
+        h = self.crystal_network.on_graphs(self.species(species_index(numbers)), graphs, features)
+        num_graphs, graph = graphs.n_node.shape[0], node_graph(graphs)
+        count = jax.ops.segment_sum((numbers > 0).astype(h.dtype), graph, num_graphs)
+        mean = jax.ops.segment_sum(h, graph, num_graphs) / jnp.maximum(count, 1.0)[:, None]
+        return unit(self.crystal_head(mean))
+
+    def __call__(
+        self, peaks: Any, batch: CrystalBatch, train: bool = False
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return unit vectors of patterns and crystals [n_graph, d] and the scale of their cosine.
+
+        The scale is ``min(exp(logit_scale), 100)``; it starts at e.
+        """
+        scale = jnp.minimum(jnp.exp(self.logit_scale), MAX_SCALE)
+        return self.embed_patterns(peaks, train), self.embed_crystals(batch, train), scale

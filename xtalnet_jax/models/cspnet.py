@@ -1,0 +1,173 @@
+"""CSPNet: a periodic graph network on the complete graph of each crystal (SPEC section 5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from xtalnet_jax.crystals.lattice import metric_tensor
+from xtalnet_jax.models import pairs as pair
+from xtalnet_jax.models.embeddings import fan_in_uniform
+from xtalnet_jax.models.transformer import CrossAttention, layer_norm
+
+
+class _Affine(nn.Module):
+    """Kernel and bias of a dense layer, handed out so that the kernel can be applied in parts."""
+
+    inputs: int
+    features: int
+
+    @nn.compact
+    def __call__(self) -> pair.EdgeKernel:
+        kernel = self.param("kernel", fan_in_uniform(), (self.inputs, self.features))
+        return pair.EdgeKernel(kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
+
+
+class CSPLayer(nn.Module):
+    """``h + node_mlp([LN(h), mean_j edge_mlp([LN(h)_i, LN(h)_j, g, psi(f_j - f_i)])])``."""
+
+    width: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, h: jax.Array, lattice_features: jax.Array, pairs: pair.DensePairs | pair.EdgeList
+    ) -> jax.Array:
+        """Update atom features [n_graph, n_node, d] (`DensePairs`) or [n_atom, d] (`EdgeList`)."""
+
+        def dense(name: str) -> nn.Dense:
+            return nn.Dense(self.width, kernel_init=fan_in_uniform(), dtype=self.dtype, name=name)
+
+        if isinstance(pairs, pair.EdgeList):
+            num_pair = pairs.features.shape[-1]
+        else:
+            num_pair = 2 * pairs.sin.shape[-1] + pairs.radial.shape[-1]
+        x = layer_norm("norm")(h)
+        inputs = 2 * self.width + lattice_features.shape[-1] + num_pair
+        first = _Affine(inputs, self.width, name="edge_0")()
+        second = dense("edge_1")
+
+        def rest(message: jax.Array) -> jax.Array:
+            return jax.nn.silu(second(jax.nn.silu(message)))
+
+        mean = pair.mean_messages(pairs, x, lattice_features, first, rest, self.dtype)
+        y = jax.nn.silu(dense("node_0")(jnp.concatenate([x, mean], -1)))
+        return h + jax.nn.silu(dense("node_1")(y)).astype(h.dtype)
+
+
+class CSPNet(nn.Module):
+    """``layers`` x `CSPLayer` and a final LayerNorm; heads belong to the models that use it.
+
+    Invariant to lattice rotation if the lattice features are, to periodic translation of all
+    atoms, and equivariant to their order. Sources: DiffCSP (arXiv 2309.04475), section 4.3;
+    XtalNet (arXiv 2401.03862), section 4.
+
+    Attributes:
+        width: Feature width d.
+        layers: Number of layers.
+        num_freqs: Frequencies k = 0 .. num_freqs - 1 in each of three directions.
+        layout: ``"dense"`` (fast) or ``"sparse"`` (edge list, segment sums); same parameters.
+        detach: No gradient to the coordinates through the pair features, as in the reference.
+        num_radial: Radial functions of the nearest distance added to each pair; 0 is the paper.
+        cross_attention: Every so many layers the atoms attend to the pattern tokens; 0 = never.
+        heads: Heads of that attention.
+        dtype: Type of the large products ("bfloat16" on accelerators); coordinates, phases,
+            lattice numbers and the residual stream keep the type of the input.
+        remat: Recompute each layer in the backward pass instead of storing its messages.
+    """
+
+    width: int = 512
+    layers: int = 6
+    num_freqs: int = 128
+    layout: str = "dense"
+    detach: bool = True
+    num_radial: int = 0
+    cross_attention: int = 0
+    heads: int = 8
+    dtype: Any = None
+    remat: bool = False
+
+    def setup(self) -> None:
+        """Create the layers; names follow the reference's order."""
+        if self.layout not in ("dense", "sparse"):
+            raise ValueError(f'layout is "{self.layout}", expected "dense" or "sparse"')
+        layer = nn.remat(CSPLayer) if self.remat else CSPLayer
+        self.layer = [layer(self.width, self.dtype) for _ in range(self.layers)]
+        every = self.cross_attention
+        looks = self.layers // every if every else 0
+        self.look = [CrossAttention(self.heads, self.dtype) for _ in range(looks)]
+        self.final_norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
+
+    def __call__(
+        self,
+        h: Float[Array, "n_graph n_node d"],
+        frac_coords: Float[Array, "n_graph n_node 3"],
+        lattice_features: Float[Array, "n_graph k"],
+        node_mask: Bool[Array, "n_graph n_node"],
+        *,
+        metric: Float[Array, "n_graph 3 3"] | None = None,
+        tokens: Float[Array, "n_graph n_token c"] | None = None,
+        token_mask: Bool[Array, "n_graph n_token"] | None = None,
+    ) -> Float[Array, "n_graph n_node d"]:
+        """Turn initial atom features into final ones; padded atoms come out as 0.
+
+        ``metric`` (L L^T) is needed when ``num_radial`` > 0, ``tokens`` and their mask when
+        ``cross_attention`` > 0.
+        """
+        if self.num_radial and metric is None:
+            raise ValueError("num_radial > 0 needs the metric tensor of each crystal (metric=...)")
+        if self.look and tokens is None:
+            raise ValueError("cross_attention > 0 needs the tokens of each pattern (tokens=...)")
+        options = dict(metric=metric, num_radial=self.num_radial, detach=self.detach)
+        n_graph, n_node, width = h.shape
+        if self.layout == "dense":
+            pairs = pair.dense_pairs(frac_coords, node_mask, self.num_freqs, **options)
+        else:
+            edges = pair.complete_edges(n_graph, n_node)
+            flat_coords, flat_mask = frac_coords.reshape(-1, 3), node_mask.reshape(-1)
+            pairs = pair.edge_list(flat_coords, flat_mask, *edges, self.num_freqs, **options)
+            h = h.reshape(-1, width)
+        for i, layer in enumerate(self.layer):
+            h = layer(h, lattice_features, pairs)
+            if self.look and (i + 1) % self.cross_attention == 0:
+                look = self.look[(i + 1) // self.cross_attention - 1]
+                h = look(h.reshape(n_graph, n_node, width), tokens, token_mask).reshape(h.shape)
+        h = self.final_norm(h).reshape(n_graph, n_node, width)
+        return jnp.where(node_mask[..., None], h, 0.0)
+
+    def on_graphs(
+        self, h: Float[Array, "n_atom d"], graphs: Any, lattice_features: Float[Array, "n_graph k"]
+    ) -> Float[Array, "n_atom d"]:
+        """The same network on a ``jraph.GraphsTuple`` (see `xtalnet_jax.crystals.graph.to_graphs`).
+
+        Reads ``nodes["frac_coords"]``, ``nodes["atomic_numbers"]`` (0 = padding),
+        ``globals["lattice"]``, ``senders``, ``receivers`` and ``n_node``.
+        """
+        if self.look:
+            raise ValueError("cross_attention works on padded batches only, not on a GraphsTuple")
+        graph = node_graph(graphs)
+        node_mask = graphs.nodes["atomic_numbers"] > 0
+        edges = pair.edge_list(
+            graphs.nodes["frac_coords"],
+            node_mask,
+            graphs.senders,
+            graphs.receivers,
+            graph[graphs.receivers],
+            self.num_freqs,
+            metric=metric_tensor(graphs.globals["lattice"]) if self.num_radial else None,
+            num_radial=self.num_radial,
+            detach=self.detach,
+        )
+        for layer in self.layer:
+            h = layer(h, lattice_features, edges)
+        return jnp.where(node_mask[:, None], self.final_norm(h), 0.0)
+
+
+def node_graph(graphs: Any) -> jax.Array:
+    """Index of the crystal of every atom of a ``jraph.GraphsTuple``, [n_atom]."""
+    num_atoms = graphs.nodes["atomic_numbers"].shape[0]
+    return jnp.repeat(jnp.arange(graphs.n_node.shape[0]), graphs.n_node, total_repeat_length=num_atoms)

@@ -1,0 +1,74 @@
+"""Peak list -> one feature of the pattern and one per peak (the paper's PXRD feature extractor)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from xtalnet_jax.models.embeddings import intensity_features, log_fourier
+from xtalnet_jax.models.transformer import Encoder, bert_init, layer_norm
+from xtalnet_jax.pxrd.pattern import PeakBatch
+
+LENGTHS = (0.25, 1000.0)
+"""Shortest and longest wave (angstrom) in the features of 1/d; see `log_fourier`."""
+
+
+class PXRDEncoder(nn.Module):
+    """Transformer over the peaks of a pattern, with one trainable token in front.
+
+    Two ways to say where a peak is:
+
+    * ``position="table"``: the reference. ``peaks.position`` is the index on the 2-theta grid and
+      selects one of 2,048 trained vectors.
+    * ``position="fourier"``: ``peaks.position`` is 1/d in 1/angstrom, described by ``num_freqs``
+      waves, so that wavelength, range and step are free. The front token also gets the measured
+      range, so that a peak that is absent differs from a peak that was not measured.
+
+    Source: arXiv 2401.03862, section 4.2; SPEC of the peak tokens in the class fields.
+    """
+
+    width: int = 512
+    ffn: int = 2048
+    heads: int = 64
+    layers: int = 8
+    dropout: float = 0.1
+    position: str = "table"
+    num_freqs: int = 64
+    dtype: Any = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, peaks: PeakBatch, train: bool = False
+    ) -> tuple[Float[Array, "n_graph d"], Float[Array, "n_graph n_peak d"]]:
+        """Return the pattern's feature and those of its peaks (0 where padded)."""
+        table = self.position == "table"
+        if not table and self.position != "fourier":
+            raise ValueError(f'position is "{self.position}", expected "table" or "fourier"')
+        intensity = peaks.intensity
+        x = intensity[..., None] if table else intensity_features(intensity)
+        x = nn.Dense(self.width, kernel_init=bert_init, name="intensity_0")(x)
+        x = jax.nn.relu(layer_norm("intensity_norm")(x))
+        x = nn.Dense(self.width, kernel_init=bert_init, name="intensity_1")(x)
+        front = self.param("pattern_token", bert_init, (1, self.width))
+        front = jnp.broadcast_to(front, (x.shape[0], self.width)).astype(x.dtype)
+        if table:
+            index = jnp.round(peaks.position).astype(jnp.int32)
+            x = x + nn.Embed(2048, self.width, embedding_init=bert_init, name="position")(index)
+        else:
+            waves = log_fourier(peaks.position, self.num_freqs, *LENGTHS)
+            x = x + nn.Dense(self.width, name="position")(waves)
+            measured = log_fourier(peaks.measured, 16, LENGTHS[0], 16.0)
+            measured = measured.reshape(x.shape[0], -1)
+            front = front + nn.Dense(self.width, name="measured")(measured)
+        mask = jnp.pad(peaks.mask, ((0, 0), (1, 0)), constant_values=True)
+        x = jnp.concatenate([front[:, None], x], 1)
+        encoder = Encoder(
+            self.ffn, self.heads, self.layers, self.dropout, self.dtype, self.remat, name="encoder"
+        )
+        x = encoder(x, mask, train)
+        return x[:, 0], x[:, 1:]

@@ -1,0 +1,131 @@
+"""Masked pre-LN transformer encoder, and the attention it is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+bert_init = nn.initializers.normal(0.02)
+
+
+def layer_norm(name: str, dtype: Any = None) -> nn.LayerNorm:
+    """LayerNorm with the reference's epsilon and the two-pass variance."""
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def attend(
+    query: Float[Array, "n_graph n_query n_head d"],
+    key: Float[Array, "n_graph n_key n_head d"],
+    value: Float[Array, "n_graph n_key n_head d"],
+    mask: Bool[Array, "n_graph n_key"],
+) -> tuple[jax.Array, jax.Array]:
+    """Attention weights [n_graph, n_head, n_query, n_key] and the values, scale 1/sqrt(d).
+
+    Masked keys get weight 0; a query without any key gets weights 0, not NaN.
+    """
+    scale = 1.0 / np.sqrt(query.shape[-1])
+    score = jnp.einsum("bqhd,bkhd->bhqk", query * jnp.asarray(scale, query.dtype), key)
+    score = score.astype(jnp.promote_types(score.dtype, jnp.float32))
+    allowed = mask[:, None, None]
+    weight = jax.nn.softmax(jnp.where(allowed, score, jnp.finfo(score.dtype).min), -1)
+    return jnp.where(allowed, weight, 0.0).astype(value.dtype), value
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with a key-padding mask."""
+
+    heads: int
+    dropout: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n_graph n_token d"], mask: Bool[Array, "n_graph n_token"], train: bool
+    ) -> Float[Array, "n_graph n_token d"]:
+        """Mix the tokens; masked ones are not looked at."""
+        width = x.shape[-1]
+        qkv = nn.Dense(3 * width, kernel_init=bert_init, dtype=self.dtype, name="qkv")(x)
+        query, key, value = jnp.split(qkv.reshape(*x.shape[:2], 3 * self.heads, -1), 3, 2)
+        weight, value = attend(query, key, value, mask)
+        weight = nn.Dropout(self.dropout)(weight, deterministic=not train)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weight, value).reshape(x.shape)
+        return nn.Dense(width, kernel_init=bert_init, dtype=self.dtype, name="out")(mixed)
+
+
+class CrossAttention(nn.Module):
+    """Pre-LN residual attention from atoms to the tokens of a pattern."""
+
+    heads: int = 8
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        h: Float[Array, "n_graph n_node d"],
+        tokens: Float[Array, "n_graph n_token c"],
+        mask: Bool[Array, "n_graph n_token"],
+    ) -> Float[Array, "n_graph n_node d"]:
+        """Return ``h + attention(LN(h), tokens)``."""
+        width = h.shape[-1]
+        x = layer_norm("norm", self.dtype)(h)
+        query = nn.Dense(width, dtype=self.dtype, name="query")(x)
+        key, value = jnp.split(nn.Dense(2 * width, dtype=self.dtype, name="key_value")(tokens), 2, -1)
+        split = [a.reshape(*a.shape[:2], self.heads, -1) for a in (query, key, value)]
+        weight, values = attend(*split, mask)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weight, values).reshape(h.shape)
+        return h + nn.Dense(width, dtype=self.dtype, name="out")(mixed).astype(h.dtype)
+
+
+class EncoderLayer(nn.Module):
+    """``x + attention(LN(x))``, then ``x + ffn(LN(x))`` with the erf form of GELU."""
+
+    ffn: int
+    heads: int
+    dropout: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n_graph n_token d"], mask: Bool[Array, "n_graph n_token"], train: bool
+    ) -> Float[Array, "n_graph n_token d"]:
+        """Apply the layer; the residual stream keeps its own type."""
+        drop = nn.Dropout(self.dropout)
+        attention = SelfAttention(self.heads, self.dropout, self.dtype, name="attention")
+        mixed = attention(layer_norm("attention_norm", self.dtype)(x), mask, train)
+        x = x + drop(mixed, deterministic=not train).astype(x.dtype)
+        y = layer_norm("ffn_norm", self.dtype)(x)
+        y = nn.Dense(self.ffn, kernel_init=bert_init, dtype=self.dtype, name="fc1")(y)
+        y = jax.nn.gelu(y, approximate=False)
+        y = nn.Dense(x.shape[-1], kernel_init=bert_init, dtype=self.dtype, name="fc2")(y)
+        return x + drop(y, deterministic=not train).astype(x.dtype)
+
+
+class Encoder(nn.Module):
+    """LayerNorm and dropout on the embeddings, ``layers`` pre-LN layers, a final LayerNorm."""
+
+    ffn: int = 2048
+    heads: int = 64
+    layers: int = 8
+    dropout: float = 0.1
+    dtype: Any = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n_graph n_token d"], mask: Bool[Array, "n_graph n_token"], train: bool
+    ) -> Float[Array, "n_graph n_token d"]:
+        """Encode embeddings; masked tokens come out as 0 and influence nothing."""
+        real = mask[..., None]
+        x = layer_norm("embedding_norm")(x)
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = jnp.where(real, x, 0.0)
+        layer = nn.remat(EncoderLayer, static_argnums=(3,)) if self.remat else EncoderLayer
+        for i in range(self.layers):
+            name = f"layer_{i}"
+            x = layer(self.ffn, self.heads, self.dropout, self.dtype, name=name)(x, mask, train)
+        return jnp.where(real, layer_norm("final_norm")(x), 0.0)

@@ -1,0 +1,117 @@
+"""Optimiser and learning-rate schedule from a config, and which parameters are frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from xtalnet_jax.types import Params, PyTree
+
+__all__ = ["cosine_schedule", "frozen_mask", "make_optimizer", "make_schedule", "reference_factor"]
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def reference_factor(epoch: jax.Array, num_epochs: float, warmup_epochs: float) -> jax.Array:
+    """The reference's factor of the learning rate, constant during an epoch (counted from 0).
+
+    ``(1 + cos(pi epoch / num_epochs)) / 2``, times ``(epoch + 1) / (warmup_epochs + 1)`` while that
+    is below 1. Unlike :func:`cosine_schedule` the cosine runs during the warm-up too.
+    """
+    epoch = jnp.asarray(epoch)
+    ramp = jnp.minimum((epoch + 1) / (warmup_epochs + 1), 1.0)
+    return 0.5 * (1 + jnp.cos(jnp.pi * epoch / num_epochs)) * ramp
+
+
+def cosine_schedule(num_steps: int, warmup_steps: int, final_factor: float = 0.0) -> Schedule:
+    """Linear warm-up to 1, then half a cosine to ``final_factor`` at ``num_steps``, and constant.
+
+    The first step has factor ``1 / (warmup_steps + 1)``, not 0, which would be a step wasted.
+    """
+
+    def factor(step: jax.Array) -> jax.Array:
+        ramp = (step + 1) / (warmup_steps + 1)
+        progress = jnp.clip((step - warmup_steps) / max(num_steps - warmup_steps, 1), 0.0, 1.0)
+        cosine = final_factor + (1 - final_factor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return jnp.where(step < warmup_steps, ramp, cosine)
+
+    return factor
+
+
+def make_schedule(optim: ConfigDict, num_steps: int, steps_per_epoch: int) -> Schedule:
+    """Learning rate as a function of the number of steps done."""
+    warmup = optim.warmup_steps or round(optim.warmup_epochs * steps_per_epoch)
+    if warmup >= num_steps:
+        raise ValueError(
+            f"the warm-up of {warmup} steps is not shorter than the run of {num_steps} steps; "
+            "lower optim.warmup_steps or optim.warmup_epochs"
+        )
+    if optim.schedule == "constant":
+        return lambda step: optim.learning_rate * jnp.minimum((step + 1) / (warmup + 1), 1.0)
+    if optim.schedule == "reference":
+        epochs = num_steps / steps_per_epoch
+        warmup_epochs = warmup / steps_per_epoch
+        return lambda step: (
+            optim.learning_rate * reference_factor(step // steps_per_epoch, epochs, warmup_epochs)
+        )
+    factor = cosine_schedule(num_steps, warmup, optim.final_factor)
+    return lambda step: optim.learning_rate * factor(step)
+
+
+def frozen_mask(params: Params, prefixes: tuple[str, ...]) -> PyTree:
+    """Tree of bool: which leaves lie under one of the path ``prefixes`` (whole path components).
+
+    Raises:
+        ValueError: a prefix matches no parameter.
+    """
+    wanted = {prefix: prefix.strip("/") for prefix in prefixes}
+    paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for prefix, clean in wanted.items():
+        if not any(_under(path, clean) for path in paths):
+            heads = sorted({"/".join(path.split("/")[:2]) for path in paths})
+            raise ValueError(
+                f"freeze={prefix!r} matches no parameter; paths start with {', '.join(heads)}"
+            )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(_under(_path(path), clean) for clean in wanted.values()), params
+    )
+
+
+def make_optimizer(
+    config: ConfigDict, schedule: Schedule, frozen: PyTree
+) -> optax.GradientTransformation:
+    """Clip by global norm, Adam or AdamW, learning rate; frozen leaves get no update, no moments.
+
+    With ``adam`` the weight decay is added to the clipped gradient (as in the original L2 form),
+    with ``adamw`` to the update. The norm that is clipped is that of the trained parameters only.
+
+    Args:
+        config: a complete training config.
+        schedule: learning rate of a step.
+        frozen: tree of bool like the parameters, from :func:`frozen_mask`.
+    """
+    optim = config.optim
+    mask = (lambda p: jax.tree.map(lambda x: x.ndim >= 2, p)) if optim.decay_matrices_only else None
+    decay = [optax.add_decayed_weights(optim.weight_decay, mask)] if optim.weight_decay else []
+    adam = [optax.scale_by_adam(*optim.betas, eps=optim.eps)]
+    tx = optax.chain(
+        *([optax.clip_by_global_norm(config.clip)] if config.clip else []),
+        *(decay + adam if optim.name == "adam" else adam + decay),
+        optax.scale_by_learning_rate(schedule),
+    )
+    if not any(jax.tree.leaves(frozen)):
+        return tx
+    labels = jax.tree.map(lambda fixed: "frozen" if fixed else "trained", frozen)
+    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+def _path(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _under(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(prefix + "/")

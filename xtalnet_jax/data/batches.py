@@ -35,7 +35,7 @@ class _Plan(NamedTuple):
     """The batches of one epoch: which bucket, and which crystals."""
 
     bucket: np.ndarray  # [num_steps] int
-    index: list[np.ndarray]  # per step [batch of all processes and devices] int32, -1 padded
+    index: list[np.ndarray]  # per step [n_graph] int32, -1 padded
 
 
 def buckets_for(packed: PackedSet, num_buckets: int = 5, multiple: int = 4) -> tuple[int, ...]:
@@ -58,9 +58,8 @@ class BucketedBatches:
         batch_size_range: smallest and largest batch the budget may lead to.
         seed: of the order.
         shuffle: False gives a fixed order, the same every epoch, for evaluation.
-        num_devices: None gives arrays [n_graph, ...]; a number gives [num_devices, n_graph, ...].
-            All devices get the same bucket.
-        process: (index, count); every process takes its own part of each batch.
+        num_devices: of all processes together. A batch holds the rows of the first device, then
+            those of the second, and so on: all of one bucket, so that one shape serves all.
 
     Raises:
         ValueError: a crystal is too large for the largest bucket, or an argument makes no sense.
@@ -76,8 +75,7 @@ class BucketedBatches:
         batch_size_range: tuple[int, int] = (1, 256),
         seed: int = 0,
         shuffle: bool = True,
-        num_devices: int | None = None,
-        process: tuple[int, int] = (0, 1),
+        num_devices: int = 1,
     ):
         edges = np.asarray(num_atoms_buckets, np.int64)
         if edges.size == 0 or edges[0] < 1 or (np.diff(edges) <= 0).any():
@@ -86,8 +84,8 @@ class BucketedBatches:
             )
         if packed.num_crystals == 0:
             raise ValueError("the packed set is empty")
-        if not 0 <= process[0] < process[1]:
-            raise ValueError(f"process must be (index, count) with index < count, got {process}")
+        if num_devices < 1:
+            raise ValueError(f"num_devices must be at least 1, got {num_devices}")
         too_large = packed.num_atoms > edges[-1]
         if too_large.any():
             raise ValueError(
@@ -114,7 +112,7 @@ class BucketedBatches:
         self.batch_sizes = tuple(sizes[b] for b in kept)  # per device
         self._members = [members[b] for b in kept]
         self._seed, self._shuffle = seed, shuffle
-        self._num_devices, self._process = num_devices, process
+        self._num_devices = num_devices
         self._epoch_plan = lru_cache(maxsize=2)(self._make_plan)
 
     @property
@@ -123,25 +121,20 @@ class BucketedBatches:
         return sum(-(-len(m) // b) for m, b in zip(self._members, self._whole_batches()))
 
     def indices(self, step: int) -> tuple[int, np.ndarray]:
-        """Number of atoms to pad to, and positions in the set ([..., n_graph] int32, -1 padded)."""
+        """Number of atoms to pad to, and positions in the set ([n_graph] int32, -1 padded)."""
         if step < 0:
             raise ValueError(f"a step is at least 0, got {step}")
         epoch, place = divmod(step, self.num_steps_per_epoch)
         plan = self._epoch_plan(epoch if self._shuffle else 0)
-        which, count = self._process
-        own = plan.index[place].reshape(count, -1)[which]
-        if self._num_devices is not None:
-            own = own.reshape(self._num_devices, -1)
-        return self.num_nodes[plan.bucket[place]], own
+        return self.num_nodes[plan.bucket[place]], plan.index[place]
 
     def batch(self, step: int) -> Example:
-        """The batch of this process at ``step`` (NumPy); a pure function of the step."""
+        """The batch of all devices at ``step`` (NumPy); a pure function of the step."""
         num_nodes, index = self.indices(step)
         return gather(self.packed, index, num_nodes)
 
     def _whole_batches(self) -> list[int]:
-        copies = (self._num_devices or 1) * self._process[1]
-        return [size * copies for size in self.batch_sizes]
+        return [size * self._num_devices for size in self.batch_sizes]
 
     def _make_plan(self, epoch: int) -> _Plan:
         rng = np.random.default_rng((self._seed, epoch))
@@ -150,13 +143,42 @@ class BucketedBatches:
             rows = rng.permutation(rows) if self._shuffle else rows
             padded = np.full(-(-len(rows) // size) * size, PAD, np.int32)
             padded[: len(rows)] = rows
-            # Strided, so that the crystals of the last, incomplete batch are spread over devices.
-            copies = size // self.batch_sizes[b]
-            for part in padded.reshape(-1, size):
-                index.append(part.reshape(-1, copies).T.reshape(-1))
-                bucket.append(b)
+            # Dealt like cards, so that no device is left with the padding of the last batch.
+            dealt = padded.reshape(-1, self.batch_sizes[b], self._num_devices).swapaxes(1, 2)
+            index.extend(dealt.reshape(-1, size))
+            bucket.extend([b] * len(dealt))
         order = rng.permutation(len(index)) if self._shuffle else np.arange(len(index))
         return _Plan(np.array(bucket)[order], [index[i] for i in order])
+
+
+class ResidentBatches:
+    """The same batches with the whole set in device memory: a step sends row numbers only.
+
+    Attributes:
+        resident: every array of the set, padded to the largest bucket.
+        num_steps_per_epoch: as of the batches given.
+    """
+
+    def __init__(self, batches: BucketedBatches):
+        self._batches = batches
+        self.num_steps_per_epoch = batches.num_steps_per_epoch
+        self.resident = device_resident(batches.packed, batches.num_nodes[-1])
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """Row numbers of the crystals of ``step``, under a name that says what to pad to."""
+        num_nodes, index = self._batches.indices(step)
+        return {f"n{num_nodes}": index}
+
+    def gather(self, resident: Example, batch: Mapping[str, jax.Array]) -> Example:
+        """The batch that `BucketedBatches.batch` would give; runs on the device."""
+        ((name, index),) = batch.items()
+        return take(resident, index, int(name[1:]))
+
+
+def count_crystals(batch: Example | Mapping[str, np.ndarray]) -> int:
+    """Real crystals in a batch of either class, on the host."""
+    index = batch.index if isinstance(batch, Example) else next(iter(batch.values()))
+    return int((np.asarray(index) >= 0).sum())
 
 
 def gather(packed: PackedSet, index: np.ndarray, num_nodes: int) -> Example:

@@ -22,6 +22,14 @@ Above it the nearest image of any pair closer than `MIN_DISTANCE` is found by ro
 VOLUME_PER_ATOM = (1.0, 2000.0)
 """Cubic angstrom; crushed and exploded cells are outside, the emptiest frameworks inside."""
 
+NIGGLI_TOLERANCES = (1e-2, 1e-3, 1e-5)
+"""Square angstrom within which the reduction takes two scalar products for equal, tried in turn.
+
+A symmetric cell has ties, which rounding must not decide: with 1e-5, noise of 1e-7 in the lattice
+(float32) leads to another of the equivalent cells in one of five Materials Project crystals, with
+1e-2 in one of a thousand. A wide tolerance can fail to converge, hence the others.
+"""
+
 MAX_ATOMIC_NUMBER = 98
 """Californium, the last element with tabulated form factors."""
 
@@ -48,18 +56,23 @@ def standardise(crystal: Crystal, niggli: bool = True) -> Crystal:
     if volume < 0:  # the same crystal with all three vectors reversed is right-handed
         lattice, frac = -lattice, -frac
     if niggli:
-        import spglib
-
-        reduced = spglib.niggli_reduce(lattice)
-        if reduced is None:
-            raise ValueError(f"the lattice {lattice.round(3).tolist()} has no Niggli reduction")
-        transform = np.rint(reduced @ np.linalg.inv(lattice))
-        determinant = np.rint(np.linalg.det(transform))
-        if abs(determinant) != 1:
-            raise ValueError(f"the lattice {lattice.round(3).tolist()} has no Niggli reduction")
-        transform *= determinant
+        transform = _niggli_transform(lattice)
         lattice, frac = transform @ lattice, frac @ np.linalg.inv(transform)
     return Crystal(np.asarray(crystal.atomic_numbers), wrap(frac), standard_frame(lattice))
+
+
+def _niggli_transform(lattice: np.ndarray) -> np.ndarray:
+    import spglib
+
+    for tolerance in NIGGLI_TOLERANCES:
+        reduced = spglib.niggli_reduce(lattice, tolerance)
+        if reduced is None:
+            continue
+        transform = np.rint(reduced @ np.linalg.inv(lattice))
+        determinant = np.rint(np.linalg.det(transform))
+        if abs(determinant) == 1:
+            return transform * determinant
+    raise ValueError(f"the lattice {lattice.round(3).tolist()} has no Niggli reduction")
 
 
 def standard_frame(lattice: np.ndarray) -> np.ndarray:

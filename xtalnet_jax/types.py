@@ -10,7 +10,7 @@ Dimension glossary (used verbatim in shape annotations)::
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -21,6 +21,7 @@ Params = Any
 PyTree = Any
 
 
+@runtime_checkable
 class DenoiseFn(Protocol):
     """A network (or an oracle) with species, mask and condition already bound.
 

@@ -1,0 +1,1 @@
+"""How good is it: matching, retrieval, generation, agreement of patterns, calibration, tables."""

@@ -29,8 +29,8 @@ class Effects(NamedTuple):
     """How patterns are measured: every ``Range`` is drawn once per pattern, (x, x) fixes it.
 
     Angles and widths are in degrees 2-theta for Cu K-alpha and are scaled with the wavelength,
-    as a crystallite size or a misplaced sample does at small angles. All fields are Python numbers: an
-    ``Effects`` is static under ``jit`` (close over it, or mark it static).
+    as a crystallite size or a misplaced sample does at small angles. All fields are Python
+    numbers: an ``Effects`` is static under ``jit`` (close over it, or mark it static).
     """
 
     radiations: tuple[tuple[float, float, float], ...] = ((CU_KALPHA, 0.0, 1.0),)

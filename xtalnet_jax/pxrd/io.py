@@ -1,0 +1,212 @@
+"""Reading and writing powder patterns: any instrument's file in, one checked `Pattern` out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from xtalnet_jax.pxrd.pattern import Pattern
+from xtalnet_jax.pxrd.preprocess import merge_points, two_theta_from_d, two_theta_from_q
+from xtalnet_jax.pxrd.readers import (
+    bruker_raw,
+    columns,
+    gsas,
+    pdcif,
+    vendor_text,
+    vendor_xml,
+)
+from xtalnet_jax.pxrd.readers.base import MAX_BYTES, Scan, decode
+
+MIN_POINTS = 10
+_TEXT: dict[str, Callable[[str], Scan]] = {
+    ".uxd": vendor_text.read_uxd,
+    ".udf": vendor_text.read_udf,
+    ".ras": vendor_text.read_ras,
+    ".cif": pdcif.read,
+}
+_ZIP: dict[str, Callable[[Path], Scan]] = {
+    ".brml": vendor_xml.read_brml,
+    ".rasx": vendor_xml.read_rasx,
+}
+_COLUMNS = (".xy", ".xye", ".csv", ".txt", ".dat", ".asc", ".tsv", ".xyd", ".chi")
+_GSAS = (".gsa", ".gsas", ".gss", ".gda", ".xra", ".fxye", ".raw")
+
+
+def _read(path: Path) -> Scan:
+    """Choose the reader by the suffix, and by the content where a suffix is ambiguous."""
+    suffix = path.suffix.lower()
+    if suffix in _ZIP:
+        return _ZIP[suffix](path)
+    data = path.read_bytes()
+    if suffix == ".xrdml":
+        return vendor_xml.read_xrdml(data)
+    if data[:3] == b"RAW" and suffix in (".raw", ""):
+        return bruker_raw.read(data)
+    if suffix not in (*_TEXT, *_COLUMNS, *_GSAS):
+        raise ValueError(
+            f"files of type {suffix or 'no suffix'!r} are not known; export the scan as .xy, .xye, "
+            ".csv, .xrdml, .brml, .ras, .uxd, GSAS or powder CIF"
+        )
+    text = decode(data)
+    if suffix in _TEXT:
+        return _TEXT[suffix](text)
+    if suffix in _GSAS or gsas.is_gsas(text):
+        if not gsas.is_gsas(text):
+            raise ValueError("no BANK line; expected GSAS powder data (or rename the file to .xy)")
+        return gsas.read(text)
+    return columns.read(text, suffix)
+
+
+def _line(scan: Scan, i: int) -> str:
+    return (
+        f"line {scan.lines[i]}: "
+        if scan.lines is not None and i < len(scan.lines)
+        else f"point {i + 1}: "
+    )
+
+
+def _ordered(scan: Scan, x: np.ndarray, y: np.ndarray, sigma: np.ndarray | None) -> tuple:
+    """Angles strictly increasing: reversed and merged scans are put in order, others refused."""
+    rises = np.diff(x) > 0
+    if rises.all():
+        return x, y, sigma, ""
+    if not rises.any() and (np.diff(x) < 0).all():
+        return (
+            x[::-1],
+            y[::-1],
+            None if sigma is None else sigma[::-1],
+            "angles were falling; reversed",
+        )
+    breaks = np.flatnonzero(~rises)
+    runs = np.diff(np.concatenate([[0], breaks + 1, [len(x)]]))
+    falls = np.flatnonzero(np.diff(x) < 0)
+    if len(runs) <= 20 and runs.min() >= 10:
+        return *merge_points(x, y, sigma), f"{len(runs)} merged scans; sorted, same angles averaged"
+    i = int(falls[0] if len(falls) else breaks[0]) + 1
+    raise ValueError(
+        f"{_line(scan, i)}2-theta is {x[i]:g} after {x[i - 1]:g}, expected increasing angles; is the "
+        "first column 2-theta, and does the file hold one scan?"
+    )
+
+
+def _checked(scan: Scan, wavelength: float | None) -> Pattern:
+    """Turn a scan into a pattern, or say what is wrong with it."""
+    x, y = np.asarray(scan.x, float).ravel(), np.asarray(scan.intensity, float).ravel()
+    sigma = None if scan.sigma is None else np.asarray(scan.sigma, float).ravel()
+    meta = {k: v for k, v in scan.meta.items() if v is not None}
+    notes = [meta.pop("note")] if "note" in meta else []
+    if len(x) != len(y) or (sigma is not None and len(sigma) != len(y)):
+        raise ValueError(f"{len(x)} angles for {len(y)} intensities; is the file cut off?")
+    if len(x) < MIN_POINTS:
+        raise ValueError(f"only {len(x)} points; a pattern has at least {MIN_POINTS}")
+    bad = np.flatnonzero(~(np.isfinite(x) & np.isfinite(y)))
+    if len(bad):
+        i = int(bad[0])
+        raise ValueError(f"{_line(scan, i)}({x[i]}, {y[i]}) is not finite; remove such points")
+    if wavelength is None:
+        wavelength = scan.wavelength
+    else:
+        if scan.wavelength is not None and abs(wavelength - scan.wavelength) > 0.01 * wavelength:
+            notes.append(f"the file states {scan.wavelength:.6g} angstrom")
+        meta.pop("wavelengths", None)
+    if wavelength is None:
+        raise ValueError(
+            "the file does not state the wavelength; give --wavelength (wavelength=...), e.g. 1.5406 "
+            "for Cu K-alpha1 or 1.5418 for Cu K-alpha"
+        )
+    if not 0.05 <= wavelength <= 5:
+        raise ValueError(f"the wavelength is {wavelength:g}, expected 0.05 to 5 angstrom")
+    if scan.axis == "q":
+        x = two_theta_from_q(x, wavelength)
+    elif scan.axis == "d":
+        x = two_theta_from_d(x, wavelength)
+    x, y, sigma, note = _ordered(scan, x, y, sigma)
+    notes += [note] if note else []
+    if x[0] < 0 and x[-1] > 1:
+        keep = x >= 0  # a scan through the direct beam
+        x, y, sigma = x[keep], y[keep], None if sigma is None else sigma[keep]
+        notes.append("negative angles dropped")
+    if x[0] < 0 or x[-1] > 180 or x[-1] - x[0] < 1:
+        raise ValueError(
+            f"2-theta runs from {x[0]:g} to {x[-1]:g}, expected degrees within 0 to 180 and at least "
+            "one degree; is the first column 2-theta (not energy, time of flight or radians)?"
+        )
+    high, low = float(y.max()), float(y.min())
+    if high <= 0 or high == low:
+        raise ValueError(
+            f"all intensities are {low:g} to {high:g}; expected positive counts that vary"
+        )
+    if low < -0.1 * high:
+        raise ValueError(
+            f"intensities fall to {low:g} with a maximum of {high:g}; expected counts, not a "
+            "difference curve or a logarithm"
+        )
+    if sigma is not None:
+        known = np.isfinite(sigma) & (sigma > 0)
+        if not known.all():
+            notes.append(f"{(~known).sum()} points without uncertainty got the median one")
+        sigma = np.where(known, sigma, np.median(sigma[known])) if known.any() else None
+    if notes:
+        meta["note"] = "; ".join(notes)
+    return Pattern(x.copy(), y.copy(), float(wavelength), sigma, meta)
+
+
+def load_pattern(path: str | Path, wavelength: float | None = None) -> Pattern:
+    """Read a powder pattern.
+
+    Formats: columns (.xy .xye .csv .txt .dat), PANalytical .xrdml, Bruker .brml, .uxd and .raw
+    (RAW1.01), Rigaku .ras and .rasx, Philips .udf, GSAS (.gsa .gsas .xra .fxye .raw), powder CIF.
+
+    Args:
+        path: the file.
+        wavelength: angstrom; overrides what the file states, and is needed if it states nothing.
+            Where the file states a K-alpha doublet, the intensity-weighted mean is taken.
+
+    Returns:
+        The pattern with strictly increasing 2-theta; ``meta`` holds what the file said
+        (``wavelengths``, ``anode``, ``sample``, ``title``) and every ``note`` of a repair.
+
+    Raises:
+        ValueError: anything is wrong with the file; one sentence with the file and the fix.
+    """
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise ValueError("no such file")
+        if not path.is_file():
+            raise ValueError("not a file; give the pattern itself, not a folder")
+        size = path.stat().st_size
+        if size == 0:
+            raise ValueError("the file is empty")
+        if size > MAX_BYTES:
+            raise ValueError(
+                f"{size / 1e6:.0f} MB are too much for one pattern (limit {MAX_BYTES / 1e6:.0f} MB)"
+            )
+        if wavelength is not None and not (np.isfinite(wavelength) and wavelength > 0):
+            raise ValueError(f"wavelength={wavelength}, expected a positive number of angstrom")
+        pattern = _checked(_read(path), wavelength)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return pattern._replace(meta={**pattern.meta, "file": path.name})
+
+
+def save_pattern(pattern: Pattern, path: str | Path) -> None:
+    """Write ``.xy`` or, with uncertainties, ``.xye``; the wavelength stands in the first line.
+
+    Raises:
+        ValueError: another suffix, or ``.xye`` without uncertainties.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (".xy", ".xye"):
+        raise ValueError(f"{path}: patterns are written as .xy or .xye, not {suffix!r}")
+    if suffix == ".xye" and pattern.sigma is None:
+        raise ValueError(f"{path}: the pattern has no uncertainties; write it as .xy")
+    parts = [pattern.two_theta, pattern.intensity]
+    parts += [pattern.sigma] if suffix == ".xye" else []
+    header = f"wavelength = {pattern.wavelength:.7f} angstrom"
+    np.savetxt(path, np.column_stack(parts), fmt="%.9g", header=header)

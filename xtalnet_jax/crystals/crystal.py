@@ -87,9 +87,13 @@ def stack_crystals(
     num_nodes = largest if num_nodes is None else num_nodes
     num_graphs = len(crystals) if num_graphs is None else num_graphs
     if largest > num_nodes:
-        raise ValueError(f"a crystal has {largest} atoms, but the batch holds at most {num_nodes} per crystal")
+        raise ValueError(
+            f"a crystal has {largest} atoms, but the batch holds at most {num_nodes} per crystal"
+        )
     if len(crystals) > num_graphs:
-        raise ValueError(f"{len(crystals)} crystals given, but the batch holds at most {num_graphs}")
+        raise ValueError(
+            f"{len(crystals)} crystals given, but the batch holds at most {num_graphs}"
+        )
     atomic_numbers = np.zeros((num_graphs, num_nodes), np.int32)
     frac_coords = np.zeros((num_graphs, num_nodes, 3), np.float32)
     lattice = np.tile(np.eye(3, dtype=np.float32), (num_graphs, 1, 1))
@@ -108,4 +112,39 @@ def unstack_crystals(batch: CrystalBatch) -> list[Crystal]:
         Crystal(z[z > 0], x[z > 0] % 1.0, cell)
         for z, x, cell in zip(numbers, coords, lattice)
         if (z > 0).any()
+    ]
+
+
+class PackedCrystals(NamedTuple):
+    """Many crystals as flat arrays (host); crystal k is rows ``offset[k]:offset[k+1]``."""
+
+    atomic_numbers: np.ndarray  # [n_total] int
+    frac_coords: np.ndarray  # [n_total, 3]
+    lattice: np.ndarray  # [n_crystal, 3, 3] angstrom
+    offset: np.ndarray  # [n_crystal + 1] int
+
+
+def pack_crystals(crystals: Sequence[Crystal]) -> PackedCrystals:
+    """Join crystals into flat arrays.
+
+    Raises:
+        ValueError: there are no crystals.
+    """
+    if not len(crystals):
+        raise ValueError("no crystals given; at least one is needed")
+    sizes = [len(c.atomic_numbers) for c in crystals]
+    return PackedCrystals(
+        np.concatenate([c.atomic_numbers for c in crystals]),
+        np.concatenate([np.reshape(c.frac_coords, (-1, 3)) for c in crystals]),
+        np.stack([c.lattice for c in crystals]),
+        np.concatenate([[0], np.cumsum(sizes)]),
+    )
+
+
+def unpack_crystals(packed: PackedCrystals) -> list[Crystal]:
+    """Split flat arrays into crystals."""
+    bounds = zip(packed.offset[:-1], packed.offset[1:])
+    return [
+        Crystal(packed.atomic_numbers[a:b], packed.frac_coords[a:b], cell)
+        for (a, b), cell in zip(bounds, packed.lattice)
     ]

@@ -25,7 +25,8 @@ def matrix_from_parameters(lengths: jax.Array, angles_deg: jax.Array) -> jax.Arr
         [..., 3, 3].
 
     Example:
-        >>> matrix_from_parameters(jnp.array([3.0, 4.0, 5.0]), jnp.full(3, 90.0)).round(3).diagonal()
+        >>> cell = matrix_from_parameters(jnp.array([3.0, 4.0, 5.0]), jnp.full(3, 90.0))
+        >>> cell.round(3).diagonal()
         Array([3., 4., 5.], dtype=float32)
     """
     a, b, c = jnp.unstack(lengths, axis=-1)
@@ -93,6 +94,47 @@ def inv_d(hkl: jax.Array, lattice: jax.Array) -> jax.Array:
     square = (q * q).sum(-1)
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def log_metric(lattice: jax.Array) -> jax.Array:
+    """S = (1/2) log(L L^T) as [..., 6]: the diagonal S11, S22, S33, then S23, S13, S12.
+
+    S is the logarithm of the lattice's symmetric polar part, free of its orientation; its trace is
+    the logarithm of the volume. Values are right for every cell; gradients are not defined for
+    equal eigenvalues (a cubic cell).
+    """
+    values, vectors = jnp.linalg.eigh(metric_tensor(lattice))
+    s = _product(vectors * (0.5 * jnp.log(values))[..., None, :], jnp.swapaxes(vectors, -1, -2))
+    return jnp.stack([s[..., i, j] for i, j in _SYMMETRIC], -1)
+
+
+def lattice_from_log_metric(s6: jax.Array) -> jax.Array:
+    """Inverse of `log_metric` up to rotation: the cell in the frame of `matrix_from_parameters`.
+
+    Every real ``s6`` [..., 6] gives a valid cell, with finite gradients everywhere: the matrix
+    exponential is a Taylor series with scaling and squaring.
+    """
+    trace = s6[..., :3].sum(-1)[..., None, None] / 3  # of S; exp of it is factored out
+    rows = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
+    identity = jnp.eye(3, dtype=s6.dtype)
+    deviator = jnp.stack([jnp.stack([s6[..., k] for k in row], -1) for row in rows], -2)
+    x = 2 * (deviator - trace * identity) / 2**_SQUARINGS
+    power = term = jnp.broadcast_to(identity, x.shape)
+    for order in range(1, 9):
+        term = _product(term, x) / order
+        power = power + term
+    for _ in range(_SQUARINGS):
+        power = _product(power, power)
+    root = jnp.sqrt(jnp.stack([power[..., i, i] for i in range(3)], -1))
+    cos = [power[..., i, j] / (root[..., i] * root[..., j]) for i, j in ((1, 2), (0, 2), (0, 1))]
+    # Clipped a rounding error away from the flat cell, where arccos has no gradient.
+    edge = 1 - 4 * jnp.finfo(s6.dtype).eps
+    angles = jnp.rad2deg(jnp.arccos(jnp.clip(jnp.stack(cos, -1), -edge, edge)))
+    return matrix_from_parameters(root * jnp.exp(trace[..., 0]), angles)
+
+
+_SYMMETRIC = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+_SQUARINGS = 6
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -65,7 +65,10 @@ def _niggli_transform(lattice: np.ndarray) -> np.ndarray:
     import spglib
 
     for tolerance in NIGGLI_TOLERANCES:
-        reduced = spglib.niggli_reduce(lattice, tolerance)
+        try:
+            reduced = spglib.niggli_reduce(lattice, tolerance)
+        except spglib.error.SpglibError:  # what later versions raise instead of returning None
+            continue
         if reduced is None:
             continue
         transform = np.rint(reduced @ np.linalg.inv(lattice))

@@ -14,15 +14,18 @@ import jax
 import jax.numpy as jnp
 
 from xtalnet_jax.pxrd.pattern import CU_KALPHA, Lines, PeakBatch
+from xtalnet_jax.pxrd.peaks import (
+    MIN_PROMINENCE,
+    NUM_SIGMA,
+    SMOOTHING,
+    SMOOTHING_GAIN,
+    find_maxima,
+)
 from xtalnet_jax.types import Array, Float, Key
 
 Range = tuple[float, float]
 
-PROMINENCE_WINDOW = 16
-"""Bins on either side of a maximum that are searched for its foot (``wlen`` of SciPy)."""
-
 _MARGIN = 32  # bins beyond both ends of the grid whose lines still send tails into it
-_SMOOTHING = (0.0625, 0.25, 0.375, 0.25, 0.0625)  # binomial, keeps 0.52 of the standard noise
 
 
 class Effects(NamedTuple):
@@ -51,8 +54,8 @@ class Effects(NamedTuple):
     background: Range = (0.0, 0.0)  # under the strongest peak, relative to it, log-uniform if > 0
     residue: Range = (0.0, 0.0)  # waviness left by background subtraction, of the background
     noise: Range = (0.0, 0.0)  # 1 / sqrt(counts in the strongest peak), log-uniform if > 0
-    min_prominence: float = 0.005  # smallest peak kept, relative to the strongest
-    num_sigma: float = 4.0  # ... and in standard deviations of the noise
+    min_prominence: float = MIN_PROMINENCE  # smallest peak kept, relative to the strongest
+    num_sigma: float = NUM_SIGMA  # ... and in standard deviations of the noise
     clean_fraction: float = 0.0  # how many of the patterns stay as in ``Effects.clean()``
 
     @classmethod
@@ -300,57 +303,9 @@ def _counted(
     wave = jnp.cos(2 * jnp.pi * period * x[None] + phase).mean(0)
     counted = profile + sigma * jax.random.normal(key_count, profile.shape, dtype)
     counted = counted + instrument.residue * level * wave
-    smooth = jnp.convolve(jnp.pad(counted, 2, mode="edge"), jnp.asarray(_SMOOTHING, dtype), "valid")
+    smooth = jnp.convolve(jnp.pad(counted, 2, mode="edge"), jnp.asarray(SMOOTHING, dtype), "valid")
     keep = instrument.noise > 0
-    gain = sum(w * w for w in _SMOOTHING) ** 0.5
-    return jnp.where(keep, smooth, profile), gain * sigma
-
-
-def _prominence(profile: Array, window: int) -> Array:
-    """Height of every point above the higher of its two feet, as in ``scipy.signal`` with ``wlen``.
-
-    A foot is the lowest point before the profile rises above the point itself, or the window ends.
-    """
-    size = len(profile)
-    padded = jnp.pad(profile, window, mode="edge")
-
-    def foot(direction: int) -> Array:
-        lowest, open_ = profile, jnp.ones(profile.shape, bool)
-        for shift in range(1, window + 1):
-            begin = window + direction * shift
-            other = padded[begin : begin + size]
-            open_ = open_ & (other <= profile)
-            lowest = jnp.where(open_, jnp.minimum(lowest, other), lowest)
-        return lowest
-
-    return profile - jnp.maximum(foot(-1), foot(1))
-
-
-def _find_peaks(
-    profile: Array, sigma: Array, effects: Effects, num_peaks: int
-) -> tuple[Array, Array, Array]:
-    """Strongest maxima of a profile: place (in bins), height and mask, [num_peaks] each."""
-    threshold = jnp.maximum(effects.min_prominence * profile.max(), effects.num_sigma * sigma)
-    rises = jnp.pad(profile[1:] > profile[:-1], (1, 0))
-    falls = jnp.pad(profile[:-1] >= profile[1:], (0, 1))
-    found = rises & falls & (profile > threshold)
-    found = found & (_prominence(profile, PROMINENCE_WINDOW) > threshold)
-    height = jnp.where(found, profile, 0.0)
-    # Two neighbours cannot both be maxima, so one number per pair loses nothing.
-    pairs = jnp.pad(height, (0, len(height) % 2)).reshape(-1, 2)
-    num_found = min(num_peaks, len(pairs))
-    top, pair = jax.lax.top_k(pairs.max(-1), num_found)
-    centre = 2 * pair + pairs.argmax(-1)[pair]
-    mask = top > 0
-    centre = jnp.clip(jnp.where(mask, centre, 1), 1, len(profile) - 2)
-    before, at, after = profile[centre - 1], profile[centre], profile[centre + 1]
-    curvature = jnp.where(mask, 2 * at - before - after, 1.0)
-    offset = 0.5 * (after - before) / jnp.maximum(curvature, 1e-12)
-    offset = jnp.where(mask, jnp.clip(offset, -0.5, 0.5), 0.0)
-    peak = at + 0.25 * (after - before) * offset
-    fill = (0, num_peaks - num_found)
-    place = jnp.where(mask, centre + offset, 0.0)
-    return jnp.pad(place, fill), jnp.pad(jnp.where(mask, peak, 0.0), fill), jnp.pad(mask, fill)
+    return jnp.where(keep, smooth, profile), SMOOTHING_GAIN * sigma
 
 
 def _one_pattern(
@@ -366,7 +321,8 @@ def _one_pattern(
     two_theta, intensity = _sticks(keys[2], inv_d, strength, instrument, effects)
     profile = _profile(two_theta, intensity, instrument, effects.num_bins)
     profile, sigma = _counted(keys[3], profile, instrument, effects)
-    place, height, mask = _find_peaks(profile, sigma, effects, num_peaks)
+    threshold = jnp.maximum(effects.min_prominence * profile.max(), effects.num_sigma * sigma)
+    place, height, mask = find_maxima(profile, threshold, num_peaks)
     mask = mask & (strength > 0).any()
     step = (instrument.end - instrument.start) / (effects.num_bins - 1)
 

@@ -86,8 +86,8 @@ def _ordered(scan: Scan, x: np.ndarray, y: np.ndarray, sigma: np.ndarray | None)
         return *merge_points(x, y, sigma), f"{len(runs)} merged scans; sorted, same angles averaged"
     i = int(falls[0] if len(falls) else breaks[0]) + 1
     raise ValueError(
-        f"{_line(scan, i)}2-theta is {x[i]:g} after {x[i - 1]:g}, expected increasing angles; is the "
-        "first column 2-theta, and does the file hold one scan?"
+        f"{_line(scan, i)}2-theta is {x[i]:g} after {x[i - 1]:g}, expected increasing angles; "
+        "is the first column 2-theta, and does the file hold one scan?"
     )
 
 
@@ -113,8 +113,8 @@ def _checked(scan: Scan, wavelength: float | None) -> Pattern:
         meta.pop("wavelengths", None)
     if wavelength is None:
         raise ValueError(
-            "the file does not state the wavelength; give --wavelength (wavelength=...), e.g. 1.5406 "
-            "for Cu K-alpha1 or 1.5418 for Cu K-alpha"
+            "the file does not state the wavelength; give --wavelength (wavelength=...), e.g. "
+            "1.5406 for Cu K-alpha1 or 1.5418 for Cu K-alpha"
         )
     if not 0.05 <= wavelength <= 5:
         raise ValueError(f"the wavelength is {wavelength:g}, expected 0.05 to 5 angstrom")
@@ -130,8 +130,8 @@ def _checked(scan: Scan, wavelength: float | None) -> Pattern:
         notes.append("negative angles dropped")
     if x[0] < 0 or x[-1] > 180 or x[-1] - x[0] < 1:
         raise ValueError(
-            f"2-theta runs from {x[0]:g} to {x[-1]:g}, expected degrees within 0 to 180 and at least "
-            "one degree; is the first column 2-theta (not energy, time of flight or radians)?"
+            f"2-theta runs from {x[0]:g} to {x[-1]:g}, expected degrees within 0 to 180 and "
+            "at least one degree; is the first column 2-theta (not energy, time or radians)?"
         )
     high, low = float(y.max()), float(y.min())
     if high <= 0 or high == low:

@@ -34,6 +34,7 @@ class Peaks(NamedTuple):
 
     two_theta: np.ndarray  # [n_peak] degrees
     intensity: np.ndarray  # [n_peak] relative, 0..100
+    sigma: np.ndarray | None = None  # [n_peak] standard uncertainty of intensity, if known
 
 
 class PeakBatch(NamedTuple):

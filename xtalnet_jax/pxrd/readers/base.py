@@ -20,8 +20,8 @@ MAX_BYTES = 200_000_000
 """Largest file, or largest member of a zip archive after unpacking."""
 MAX_LINES = 2_000_000
 
-# K-alpha1 and K-alpha2 in angstrom: Hoelzer et al., Phys. Rev. A 56, 4554 (1997) for Cr, Fe, Co, Cu;
-# Bearden, Rev. Mod. Phys. 39, 78 (1967), on the same scale for Mo and Ag.
+# K-alpha1 and K-alpha2 in angstrom: Hoelzer et al., Phys. Rev. A 56, 4554 (1997) for Cr, Fe, Co,
+# Cu; Bearden, Rev. Mod. Phys. 39, 78 (1967), on the same scale for Mo and Ag.
 ANODES = {
     "Cr": (2.289726, 2.293651),
     "Fe": (1.936041, 1.939973),

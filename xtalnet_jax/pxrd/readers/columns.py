@@ -1,4 +1,4 @@
-"""Text in columns (.xy .xye .csv .txt .dat), and intensities on a stated grid (start, step, stop)."""
+"""Text in columns (.xy .xye .csv .txt .dat), and intensities after ``start step stop``."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def _split(lines: list[str]) -> tuple[list[str], list[list[float]], list[int]]:
             header.append(line)
         elif line and len(rows) > _HEADER_ROWS:
             raise ValueError(
-                f"line {place}: {line[:40]!r} stands among the data, expected numbers; put # before "
-                "a comment, and decimal points rather than commas into comma-separated columns"
+                f"line {place}: {line[:40]!r} stands among the data, expected numbers; put # "
+                "before comments, and no decimal commas into comma-separated columns"
             )
         elif line:  # what looked like data so far was a header too
             header.extend([*(lines[p - 1].strip() for p in places), line])
@@ -115,8 +115,8 @@ def read(text: str, suffix: str = ".xy") -> Scan:
     ragged = next((i for i, row in enumerate(rows) if len(row) != width), None)
     if ragged is not None:
         raise ValueError(
-            f"line {places[ragged]}: {len(rows[ragged])} numbers where the rows before have {width}; "
-            "is the file cut off, or are decimal commas mixed with comma separators?"
+            f"line {places[ragged]}: {len(rows[ragged])} numbers where the rows before have "
+            f"{width}; is the file cut off, or are decimal commas mixed with comma separators?"
         )
     if width == 1:
         raise ValueError("only one column of numbers; expected two, 2-theta and intensity")

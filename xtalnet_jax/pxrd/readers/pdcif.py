@@ -46,7 +46,14 @@ def read(text: str) -> Scan:
     try:
         document = cif.read_string(text)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"the CIF cannot be read ({str(error)[:120]})") from None
+        # Publication files often break the grammar far from the pattern: take its block alone.
+        tag = re.search(rf"(?m)^\s*(?:{'|'.join(_INTENSITIES)})\s", text)
+        heads = [m.start() for m in re.finditer(r"(?m)^data_\S", text)] + [len(text)]
+        head = max((h for h in heads if tag and h < tag.start()), default=None)
+        try:
+            document = cif.read_string(text[head : min(h for h in heads if h > head)])
+        except (ValueError, RuntimeError, TypeError):
+            raise ValueError(f"the CIF cannot be read ({str(error)[:120]})") from None
     if re.search(r"(?m)^\s*_pd_meas_time_of_flight\b", text):
         raise ValueError("this is time-of-flight data; only X-ray patterns are supported")
     as_number = cif.as_number

@@ -25,7 +25,7 @@ def _require_two_theta(axis: str | None) -> None:
 
 
 def read_uxd(text: str) -> Scan:
-    """Bruker .uxd: ``_KEY=value`` lines, then ``_COUNTS``, ``_CPS``, ``_2THETACOUNTS`` or ``_2THETACPS``.
+    """Bruker .uxd: ``_KEY=value`` lines, then ``_COUNTS``, ``_CPS``, or these after ``_2THETA``.
 
     Raises:
         ValueError: no data block, a scan of another axis, or ranges counted differently.
@@ -94,7 +94,8 @@ def read_udf(text: str) -> Scan:
     x = grid(ends[0], step, len(values))
     if abs(x[-1] - ends[1]) > 1.5 * step:
         raise ValueError(
-            f"the counts end at {x[-1]:.3f} degrees, DataAngleRange at {ends[1]}; is the file cut off?"
+            f"the counts end at {x[-1]:.3f} degrees, DataAngleRange at {ends[1]}; "
+            "is the file cut off?"
         )
     names = (("LabdaAlpha1", "LambdaAlpha1"), ("LabdaAlpha2", "LambdaAlpha2"), ("RatioAlpha21",))
     source = doublet(

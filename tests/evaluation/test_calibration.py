@@ -13,7 +13,7 @@ def test_hand_made_curve():
     confidence = [0.05, 0.15, 0.12, 0.95, 1.0]
     correct = [0, 1, 0, 1, 1]
     curve = reliability_curve(confidence, correct, num_bins=10)
-    assert curve.count.tolist() == [1, 2, 2]
+    assert curve.n_items.tolist() == [1, 2, 2]
     assert curve.confidence.tolist() == pytest.approx([0.05, 0.135, 0.975])
     assert curve.accuracy.tolist() == [0.0, 0.5, 1.0]
     assert (curve.low[1], curve.high[1]) == wilson(1, 2)[1:]
@@ -37,8 +37,8 @@ def test_honest_confidence_is_calibrated_and_boasting_is_not():
 def test_quantile_bins_hold_equal_counts_and_keep_ties_together():
     p = np.linspace(0, 1, 100) ** 3
     curve = reliability_curve(p, p > 0.5, num_bins=4, binning="quantile")
-    assert curve.count.tolist() == [25, 25, 25, 25]
-    assert reliability_curve([0.5] * 9, [1] * 9, 4, "quantile").count.tolist() == [9]
+    assert curve.n_items.tolist() == [25, 25, 25, 25]
+    assert reliability_curve([0.5] * 9, [1] * 9, 4, "quantile").n_items.tolist() == [9]
 
 
 @pytest.mark.parametrize(

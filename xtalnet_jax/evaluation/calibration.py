@@ -18,7 +18,7 @@ class ReliabilityCurve(NamedTuple):
     accuracy: np.ndarray  # [n_bin] fraction that was right
     low: np.ndarray  # [n_bin] 95 % Wilson interval of the accuracy
     high: np.ndarray  # [n_bin]
-    count: np.ndarray  # [n_bin] int
+    n_items: np.ndarray  # [n_bin] int, predictions in the bin
 
 
 def reliability_curve(
@@ -52,7 +52,7 @@ def reliability_curve(
         accuracy=right / count,
         low=np.array([i.low for i in intervals]),
         high=np.array([i.high for i in intervals]),
-        count=count,
+        n_items=count,
     )
 
 
@@ -67,7 +67,7 @@ def expected_calibration_error(
     """
     curve = reliability_curve(confidence, correct, num_bins, binning)
     gap = np.abs(curve.accuracy - curve.confidence)
-    return float((curve.count * gap).sum() / curve.count.sum())
+    return float((curve.n_items * gap).sum() / curve.n_items.sum())
 
 
 def brier_score(confidence: Any, correct: Any) -> float:

@@ -178,7 +178,7 @@ def crystal_system_label(crystal: Crystal, symprec: float | int = 0.01) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # about its ways of reporting failure
         try:
-            dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)
+            dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)  # type: ignore[arg-type]
         except Exception:  # newer spglib raises where older ones return None
             dataset = None
     if dataset is None:

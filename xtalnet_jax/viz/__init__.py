@@ -1,0 +1,1 @@
+"""Figures: every function returns a ``matplotlib.figure.Figure`` and shows or saves nothing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def matrix_from_parameters(lengths: jax.Array, angles_deg: jax.Array) -> jax.Array:
@@ -26,8 +27,8 @@ def matrix_from_parameters(lengths: jax.Array, angles_deg: jax.Array) -> jax.Arr
 
     Example:
         >>> cell = matrix_from_parameters(jnp.array([3.0, 4.0, 5.0]), jnp.full(3, 90.0))
-        >>> cell.round(3).diagonal()
-        Array([3., 4., 5.], dtype=float32)
+        >>> [round(float(x), 3) for x in cell.diagonal()]
+        [3.0, 4.0, 5.0]
     """
     a, b, c = jnp.unstack(lengths, axis=-1)
     angles = jnp.deg2rad(angles_deg)
@@ -97,44 +98,66 @@ def inv_d(hkl: jax.Array, lattice: jax.Array) -> jax.Array:
 
 
 def log_metric(lattice: jax.Array) -> jax.Array:
-    """S = (1/2) log(L L^T) as [..., 6]: the diagonal S11, S22, S33, then S23, S13, S12.
+    """S = log(L L^T) / 2 as [..., 6]: the diagonal S11, S22, S33, then S23, S13, S12.
 
     S is the logarithm of the lattice's symmetric polar part, free of its orientation; its trace is
-    the logarithm of the volume. Values are right for every cell; gradients are not defined for
-    equal eigenvalues (a cubic cell).
+    the logarithm of the volume, and every real S is a cell. Values are right for every cell;
+    gradients are not defined for equal eigenvalues (a cubic cell).
     """
     values, vectors = jnp.linalg.eigh(metric_tensor(lattice))
-    s = _product(vectors * (0.5 * jnp.log(values))[..., None, :], jnp.swapaxes(vectors, -1, -2))
-    return jnp.stack([s[..., i, j] for i, j in _SYMMETRIC], -1)
+    scaled = vectors * (0.5 * jnp.log(values))[..., None, :]
+    s = _product(scaled, jnp.swapaxes(vectors, -1, -2))
+    return s[..., *_UPPER]
 
 
 def lattice_from_log_metric(s6: jax.Array) -> jax.Array:
-    """Inverse of `log_metric` up to rotation: the cell in the frame of `matrix_from_parameters`.
+    """Invert `log_metric`: the lattice exp(S), turned into the frame of `matrix_from_parameters`.
 
-    Every real ``s6`` [..., 6] gives a valid cell, with finite gradients everywhere: the matrix
-    exponential is a Taylor series with scaling and squaring.
+    The exponential is a scaled and squared Taylor series, so gradients are finite where
+    eigenvalues coincide (cubic cells).
+
+    Args:
+        s6: [..., 6].
+
+    Returns:
+        [..., 3, 3], right-handed, with positive volume for every input.
     """
-    trace = s6[..., :3].sum(-1)[..., None, None] / 3  # of S; exp of it is factored out
-    rows = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
-    identity = jnp.eye(3, dtype=s6.dtype)
-    deviator = jnp.stack([jnp.stack([s6[..., k] for k in row], -1) for row in rows], -2)
-    x = 2 * (deviator - trace * identity) / 2**_SQUARINGS
-    power = term = jnp.broadcast_to(identity, x.shape)
-    for order in range(1, 9):
-        term = _product(term, x) / order
-        power = power + term
+    symmetric = s6[..., _FULL]
+    mean = s6[..., :3].sum(-1) / 3.0
+    eye = jnp.eye(3, dtype=s6.dtype)
+    eye = jnp.broadcast_to(eye, symmetric.shape)
+    # The trace is a number and needs no series; the rest is small for real cells.
+    x = (symmetric - mean[..., None, None] * eye) / 2**_SQUARINGS
+    series = eye
+    for order in range(_TAYLOR, 0, -1):
+        series = eye + _product(x, series) / order
     for _ in range(_SQUARINGS):
-        power = _product(power, power)
-    root = jnp.sqrt(jnp.stack([power[..., i, i] for i in range(3)], -1))
-    cos = [power[..., i, j] / (root[..., i] * root[..., j]) for i, j in ((1, 2), (0, 2), (0, 1))]
-    # Clipped a rounding error away from the flat cell, where arccos has no gradient.
-    edge = 1 - 4 * jnp.finfo(s6.dtype).eps
-    angles = jnp.rad2deg(jnp.arccos(jnp.clip(jnp.stack(cos, -1), -edge, edge)))
-    return matrix_from_parameters(root * jnp.exp(trace[..., 0]), angles)
+        series = _product(series, series)
+    a, b, c = jnp.unstack(series * jnp.exp(mean)[..., None, None], axis=-2)
+    z = c / _length(c)
+    x_axis = a - _dot(a, z) * z
+    x_axis = x_axis / _length(x_axis)
+    y = jnp.cross(z, x_axis)
+    zero = jnp.zeros_like(_dot(a, z))
+    rows = (
+        (_dot(a, x_axis), zero, _dot(a, z)),
+        (_dot(b, x_axis), _dot(b, y), _dot(b, z)),
+        (zero, zero, _length(c)),
+    )
+    return jnp.stack([jnp.concatenate(row, -1) for row in rows], -2)
 
 
-_SYMMETRIC = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
-_SQUARINGS = 6
+_UPPER = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # Voigt's order
+_FULL = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
+_SQUARINGS, _TAYLOR = 5, 8
+
+
+def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    return (x * y).sum(-1, keepdims=True)
+
+
+def _length(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(_dot(x, x))
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -110,25 +110,35 @@ def concatenate(sets: Sequence[PackedSet]) -> PackedSet:
     return PackedSet(offset=_offset(fields["num_atoms"]), **fields)
 
 
-def save(packed: PackedSet, path: str | Path, meta: Mapping[str, Any] | None = None) -> None:
+def save(
+    packed: PackedSet,
+    path: str | Path,
+    meta: Mapping[str, Any] | None = None,
+    exact: bool = False,
+) -> None:
     """Write the set as one ``.npz``, atomically: a reader sees the old file or the new one.
 
     Positions of lines are stored as uint16 steps of the largest one, strengths as float16 (relative
-    error 5e-4): a fifth of the size in memory, below what any powder pattern can tell.
+    error 5e-4): a fifth of the size in memory, and finer than any powder pattern can tell.
+
+    Args:
+        packed: the set.
+        path: where to.
+        meta: anything JSON can hold; `load_meta` returns it.
+        exact: store lines and peaks as they are.
     """
     path = Path(path)
     arrays = packed._asdict()
     del arrays["offset"]
-    for kind in ("lines", "peaks"):
-        inv_d = arrays.pop(f"{kind}_inv_d")
-        largest = float(inv_d.max(initial=0.0)) or 1.0
-        arrays[f"{kind}_step"] = np.float64(largest / _STEPS)
-        arrays[f"{kind}_position"] = np.rint(inv_d / (largest / _STEPS)).astype(np.uint16)
-        strength = arrays[f"{kind}_strength"].astype(np.float16)
+    for kind in () if exact else ("lines", "peaks"):
+        inv_d, strength = arrays.pop(f"{kind}_inv_d"), arrays.pop(f"{kind}_strength")
+        step = (float(inv_d.max(initial=0.0)) or 1.0) / _STEPS
+        arrays[f"{kind}_step"] = np.float64(step)
+        arrays[f"{kind}_position"] = np.rint(inv_d / step).astype(np.uint16)
+        half = strength.astype(np.float16)
         # A weak line must stay a line: 0 means padding.
-        smallest = np.finfo(np.float16).smallest_subnormal
-        kept = (inv_d > 0) & (strength == 0) & (arrays[f"{kind}_strength"] > 0)
-        arrays[f"{kind}_strength"] = np.where(kept, smallest, strength)
+        lost = (half == 0) & (strength > 0)
+        arrays[f"{kind}_strength"] = np.where(lost, np.finfo(np.float16).smallest_subnormal, half)
     arrays["meta"] = np.array(json.dumps({**(meta or {}), "format": _FORMAT}))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -149,9 +159,10 @@ def load(path: str | Path) -> PackedSet:
     arrays = _read(path)
     fields = {k: arrays[k] for k in PackedSet._fields if k in arrays}
     for kind in ("lines", "peaks"):
-        position = arrays[f"{kind}_position"] * arrays[f"{kind}_step"]
-        fields[f"{kind}_inv_d"] = position.astype(np.float32)
-        fields[f"{kind}_strength"] = arrays[f"{kind}_strength"].astype(np.float32)
+        if f"{kind}_step" in arrays:
+            inv_d = arrays[f"{kind}_position"] * arrays[f"{kind}_step"]
+            fields[f"{kind}_inv_d"] = inv_d.astype(np.float32)
+            fields[f"{kind}_strength"] = arrays[f"{kind}_strength"].astype(np.float32)
     return PackedSet(offset=_offset(arrays["num_atoms"]), **fields)
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.data import packed as packed_sets
 from xtalnet_jax.data.packed import PackedSet
-from xtalnet_jax.data.sources import Record, Source
+from xtalnet_jax.data.sources import OwnPeaks, Record, Source
 from xtalnet_jax.data.standard import check_crystal, standardise
-from xtalnet_jax.pxrd.pattern import Pattern, inv_d_from_two_theta
+from xtalnet_jax.pxrd.pattern import inv_d_from_two_theta
 
 _log = logging.getLogger(__name__)
 
@@ -160,14 +160,14 @@ def pack_records(
             record = read()
             crystal = standardise(record.crystal, options.niggli)
             check_crystal(crystal, options.max_atoms)
+            peaks = _own_peaks(record)
         except ValueError as error:
             bad.append(Bad(name, str(error)))
         else:
-            good.append(record._replace(crystal=crystal))
+            good.append(record._replace(crystal=crystal, pattern=None, peaks=peaks))
     crystals = [record.crystal for record in good]
-    peaks = None
-    if any(record.pattern is not None for record in good):
-        peaks = _own_peaks([record.pattern for record in good], options.num_peaks)
+    own = [record.peaks for record in good]
+    peaks = _stack_peaks(own, options.num_peaks) if any(own) else None
     ids = [record.id for record in good]
     return packed_sets.from_crystals(ids, crystals, _lines(crystals, options), peaks), bad
 
@@ -181,20 +181,32 @@ def _lines(crystals: list[Crystal], options: PackOptions) -> tuple[np.ndarray, n
     return np.asarray(inv_d), np.asarray(strength)
 
 
-def _own_peaks(patterns: list[Pattern | None], num_peaks: int) -> tuple[np.ndarray, ...]:
-    from xtalnet_jax.pxrd.peaks import find_peaks
+def _own_peaks(record: Record) -> OwnPeaks | None:
+    pattern = record.pattern
+    if pattern is None:
+        return record.peaks
+    from xtalnet_jax.pxrd.peaks import GRID_START, GRID_STEP, reference_peaks
 
-    inv_d = np.zeros((len(patterns), num_peaks), np.float32)
-    strength = np.zeros_like(inv_d)
-    measured = np.zeros((len(patterns), 2), np.float32)
-    for row, pattern in enumerate(patterns):
-        if pattern is None or len(pattern.two_theta) < 3:
+    # The rule of the published model: such patterns are there to reproduce it.
+    index, height = reference_peaks(pattern.two_theta, pattern.intensity)
+    angles = GRID_START + GRID_STEP * index
+    inv_d, measured = (
+        np.asarray(inv_d_from_two_theta(x, pattern.wavelength))
+        for x in (angles, pattern.two_theta[[0, -1]])
+    )
+    return OwnPeaks(inv_d, height, measured)
+
+
+def _stack_peaks(own: list[OwnPeaks | None], num_peaks: int) -> tuple[np.ndarray, ...]:
+    inv_d, strength = np.zeros((2, len(own), num_peaks), np.float32)
+    measured = np.zeros((len(own), 2), np.float32)
+    for row, peaks in enumerate(own):
+        if peaks is None:
             continue
-        peaks = find_peaks(pattern)
-        kept = np.sort(np.argsort(-peaks.intensity, kind="stable")[:num_peaks])
-        inv_d[row, : len(kept)] = inv_d_from_two_theta(peaks.two_theta[kept], pattern.wavelength)
-        strength[row, : len(kept)] = peaks.intensity[kept] / 100.0
-        measured[row] = inv_d_from_two_theta(pattern.two_theta[[0, -1]], pattern.wavelength)
+        kept = np.sort(np.argsort(-peaks.strength, kind="stable")[:num_peaks])
+        inv_d[row, : len(kept)] = peaks.inv_d[kept]
+        strength[row, : len(kept)] = peaks.strength[kept]
+        measured[row] = peaks.measured
     return inv_d, strength, measured
 
 
@@ -214,7 +226,7 @@ def _chunks(
     for index, chunk_set, bad in _made(source, options, workers, todo):
         if parts is not None:
             meta = {"bad": [list(entry) for entry in bad]}
-            packed_sets.save(chunk_set, parts / f"{index:06d}.npz", meta)
+            packed_sets.save(chunk_set, parts / f"{index:06d}.npz", meta, exact=True)
         yield index, chunk_set, bad, True
 
 

@@ -28,6 +28,14 @@ _WHOLE_FILE = 64 << 20  # bytes up to which a fingerprint reads everything
 _FILE_ENDS = 1 << 20
 
 
+class OwnPeaks(NamedTuple):
+    """Peaks of the pattern that a source brings along."""
+
+    inv_d: np.ndarray  # [n_peak] 1/angstrom
+    strength: np.ndarray  # [n_peak] 0..1
+    measured: np.ndarray  # [2] first and last measured 1/d, 1/angstrom
+
+
 class Record(NamedTuple):
     """One entry of a source."""
 
@@ -35,6 +43,7 @@ class Record(NamedTuple):
     crystal: Crystal
     pattern: Pattern | None = None  # only where the source brings its own
     split: str | None = None
+    peaks: OwnPeaks | None = None  # only where the source has found them before
 
 
 class Source(ABC):

@@ -7,12 +7,13 @@ with the same working directory leads, on the same machine, to bit-identical par
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -48,7 +49,7 @@ def train(
     initialize: Callable[[Params], Params] | None = None,
     evaluate_fn: EvaluateFn | None = None,
     record: Mapping[str, Any] | None = None,
-    stream: TextIO | None = sys.stderr,
+    stream: io.TextIOBase | None = sys.stderr,
 ) -> TrainState:
     """Train, or go on training, and return the state on the host.
 
@@ -207,7 +208,7 @@ class _Run:
         if name not in values and self.parallel.is_main:
             raise ValueError(f"best_metric={name!r} is not one of {', '.join(values)}")
         sign = -1 if self.cfg.best_metric.startswith("-") else 1
-        return sign * values.get(name, float("inf"))
+        return sign * float(values.get(name, float("inf")))
 
     def save(self, state: TrainState, step: int, metric: float | None) -> None:
         """Write a checkpoint, after every metric up to here was seen to be finite."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import threading
 import time
 from types import FrameType
-from typing import TextIO
 
 __all__ = ["Clock", "Interrupt", "Progress"]
 
@@ -39,7 +39,7 @@ class Clock:
 class Progress:
     """One tidy line per log interval, rewritten in place on a terminal."""
 
-    def __init__(self, stream: TextIO | None, name: str, num_steps: int):
+    def __init__(self, stream: io.TextIOBase | None, name: str, num_steps: int):
         self._stream = stream
         self._name = name
         self._num_steps = num_steps

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from xtalnet_jax.types import Params, PyTree
 
@@ -49,7 +50,7 @@ def update_average(
         frozen: tree of bool like ``params``.
     """
 
-    def blend(old: jax.Array, new: jax.Array, fixed: bool) -> jax.Array:
+    def blend(old: ArrayLike, new: ArrayLike, fixed: bool) -> ArrayLike:
         if fixed:
             return new
         t = step.astype(new.dtype)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from xtalnet_jax.training.state import TrainState, update_average
 from xtalnet_jax.training.task import Task
@@ -14,7 +15,7 @@ from xtalnet_jax.types import Params, PyTree
 
 __all__ = ["make_eval_step", "make_train_step", "scan_steps"]
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, ArrayLike]
 TrainStep = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]
 GatherFn = Callable[[PyTree, PyTree], PyTree]
 

@@ -8,18 +8,22 @@ a chemist wants of one crystal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xtalnet_jax.crystals.crystal import Crystal, CrystalBatch, PackedCrystals, pack_crystals
-from xtalnet_jax.pxrd.hkl import Box, HklTable, check_box, hkl_box_for, hkl_table
-from xtalnet_jax.pxrd.pattern import CU_KALPHA, Lines, Peaks, two_theta_from_inv_d
-from xtalnet_jax.pxrd.reflections import count_species, reflections, squares
+from xtalnet_jax.crystals.crystal import Crystal, CrystalBatch, pack_crystals, stack_crystals
+from xtalnet_jax.pxrd import bulk
+from xtalnet_jax.pxrd.bulk import MERGE_TOL, STRENGTH_FLOOR, lines_of
+from xtalnet_jax.pxrd.hkl import Box, HklTable, check_box, hkl_box_for, hkl_table, padded_hkl
+from xtalnet_jax.pxrd.instrument import Instrument
+from xtalnet_jax.pxrd.pattern import CU_KALPHA, Lines, Pattern, Peaks, two_theta_from_inv_d
+from xtalnet_jax.pxrd.profile import chebyshev, march_dollase, profile
+from xtalnet_jax.pxrd.reflections import count_species, reflections
 from xtalnet_jax.pxrd.scattering import check_tabulated, lorentz_polarisation
 
 __all__ = [
@@ -30,20 +34,11 @@ __all__ = [
     "lines_of",
     "merge_lines",
     "reflections",
+    "simulate_pattern",
     "simulate_peaks",
 ]
 
-MERGE_TOL = 2e-5
-"""Reflections closer than this in 1/d (1/angstrom, 0.003 degree at Cu K-alpha) are one line."""
-
-STRENGTH_FLOOR = 1e-7
-"""Lines below this fraction of the strongest are numerical noise of extinct reflections."""
-
 _EXACT_TOL = 1e-7  # 1/angstrom: about pymatgen's 1e-5 degree, possible with float64 positions
-_ROW = 64  # reflections of one crystal per row of a block
-_BLOCKS = (512, 64)  # rows per block: few shapes, each compiled once
-_ATOMS = (5, 10, 15, 20, 30, 40, 52, 64, 80, 100, 150, 200, 300, 400)
-_SPECIES = (4, 8, 98)
 
 
 def lines(
@@ -125,60 +120,6 @@ def _merge_one(num_lines: int, tol: Any, inv_d: jax.Array, strength: jax.Array) 
     return Lines(*(jnp.pad(v, pad) for v in chosen))
 
 
-def lines_of(
-    crystals: Sequence[Crystal] | PackedCrystals,
-    inv_d_max: float,
-    num_lines: int,
-    batch_size: int = 2048,
-    progress: Callable[[int, int], None] | None = None,
-    inv_d_min: float = 0.0,
-    b_iso: float = 0.0,
-    merge_tol: float = MERGE_TOL,
-    table: str = "pymatgen",
-) -> Lines:
-    """Powder lines of any number of crystals, from the host: the fast way for a data set.
-
-    The same lines as `lines` gives, but only reflections inside the sphere are computed, crystals
-    are sorted by size, and the merging is done in float64.
-
-    Args:
-        crystals: any mix of sizes and cells.
-        inv_d_max: 1/angstrom.
-        num_lines: n_line.
-        batch_size: crystals in memory at a time.
-        progress: called with (crystals done, all crystals).
-        inv_d_min: 1/angstrom.
-        b_iso: overall B in square angstrom.
-        merge_tol: 1/angstrom.
-        table: form factors, ``"pymatgen"`` or ``"it92"``.
-
-    Returns:
-        `Lines` of NumPy float32 arrays [n_crystal, num_lines].
-
-    Raises:
-        ValueError: no crystals, an element without form factor, or a flat lattice.
-    """
-    packed = crystals if isinstance(crystals, PackedCrystals) else pack_crystals(crystals)
-    num_crystals = len(packed.lattice)
-    inv_d, strength = np.zeros((2, num_crystals, num_lines), np.float32)
-    for start in range(0, num_crystals, batch_size):
-        some = _part(packed, start, min(start + batch_size, num_crystals))
-        found = _line_table(some, inv_d_max, inv_d_min, b_iso, merge_tol, table)
-        rank = found.strength / found.inv_d**2
-        counts = np.diff(found.offset)
-        keep = np.ones(len(rank), bool)
-        for k in np.flatnonzero(counts > num_lines):
-            own = slice(found.offset[k], found.offset[k + 1])
-            keep[own] = rank[own] >= np.partition(rank[own], -num_lines)[-num_lines]
-            keep[own] &= keep[own].cumsum() <= num_lines  # equal ranks must not overflow
-        held = np.arange(num_lines) < np.minimum(counts, num_lines)[:, None]
-        inv_d[start : start + len(counts)][held] = found.inv_d[keep]
-        strength[start : start + len(counts)][held] = found.strength[keep]
-        if progress is not None:
-            progress(start + len(counts), num_crystals)
-    return Lines(inv_d, strength)
-
-
 def simulate_peaks(
     crystal: Crystal | Sequence[Crystal],
     wavelength: float = CU_KALPHA,
@@ -212,7 +153,7 @@ def simulate_peaks(
         return simulate_peaks([crystal], wavelength, two_theta_range, b_iso, table)[0]
     bounds = inv_d_range(wavelength, two_theta_range)
     packed = pack_crystals(crystal)
-    found = _line_table(packed, bounds[1], bounds[0], b_iso, _EXACT_TOL, table)
+    found = bulk.line_table(packed, bounds[1], bounds[0], b_iso, _EXACT_TOL, table)
     factor = np.asarray(lorentz_polarisation(found.inv_d.astype(np.float32), wavelength))
     angle = two_theta_from_inv_d(found.inv_d, wavelength)
     peaks = []
@@ -222,6 +163,80 @@ def simulate_peaks(
         keep = intensity > 1e-3
         peaks.append(Peaks(angle[a:b][keep], intensity[keep]))
     return peaks
+
+
+def simulate_pattern(
+    crystal: Crystal | Sequence[Crystal],
+    wavelength: float = CU_KALPHA,
+    two_theta_range: tuple[float, float] = (5.0, 90.0),
+    step: float = 0.02,
+    instrument: Instrument = Instrument(),  # noqa: B008 (immutable)
+    table: str = "pymatgen",
+) -> Any:
+    """Powder profile on an equidistant grid, its highest point (without background) 100.
+
+    Args:
+        crystal: one crystal or a list.
+        wavelength: angstrom (K-alpha1 if the instrument has a K-alpha2).
+        two_theta_range: degrees; lines up to a degree outside still send their tails in.
+        step: degrees.
+        instrument: widths, shifts, texture, background.
+        table: form factors, ``"pymatgen"`` or ``"it92"``.
+
+    Returns:
+        `Pattern`; a list of them for a list of crystals.
+
+    Raises:
+        ValueError: impossible range, step or wavelength, or a crystal that cannot be simulated.
+    """
+    if isinstance(crystal, Crystal):
+        return simulate_pattern([crystal], wavelength, two_theta_range, step, instrument, table)[0]
+    inv_d_range(wavelength, two_theta_range)
+    first, last = two_theta_range
+    if not 0 < step <= last - first:
+        raise ValueError(f"step {step:g} must be positive and at most the range, {last - first:g}")
+    low, high = inv_d_range(wavelength, (max(first - 1.0, 0.0), min(last + 1.0, 179.0)))
+    check_tabulated(np.concatenate([c.atomic_numbers for c in crystal]))
+    grid = first + step * np.arange(int((last - first) / step + 1e-6) + 1)
+    listed = hkl_table(np.stack([c.lattice for c in crystal]), high, low)
+    plain = instrument._replace(texture_axis=tuple(map(float, instrument.texture_axis)))
+    patterns = []
+    for k, one in enumerate(crystal):
+        own = slice(listed.offset[k], listed.offset[k + 1])
+        count = int(own.stop - own.start)
+        hkl = padded_hkl(
+            HklTable(listed.hkl[own], listed.inv_d[own], np.array([0, count])),
+            max(64, 1 << (count - 1).bit_length()),  # few shapes
+        )
+        num_nodes = int(bulk.round_up(bulk.ATOM_STEPS, np.array(len(one.atomic_numbers))))
+        batch = stack_crystals([one], num_nodes)
+        num_species = count_species(batch.atomic_numbers)
+        values = _profile_of(
+            batch, hkl, grid.astype(np.float32), wavelength, plain, (high, low), table, num_species
+        )
+        patterns.append(Pattern(grid, np.asarray(values, np.float64), wavelength))
+    return patterns
+
+
+@partial(jax.jit, static_argnums=(6, 7))
+def _profile_of(
+    batch: CrystalBatch,
+    hkl: jax.Array,
+    grid: jax.Array,
+    wavelength: jax.Array,
+    instrument: Instrument,
+    bounds: tuple[jax.Array, jax.Array],
+    table: str,
+    num_species: int,
+) -> jax.Array:
+    found = reflections(batch, hkl, *bounds, table=table, num_species=num_species)
+    texture = (instrument.texture, instrument.texture_axis)
+    factor = march_dollase(hkl[0], batch.lattice[0], *texture)
+    one = Lines(found.inv_d[0], found.strength[0] * factor)
+    ideal = profile(one, grid, wavelength, instrument)
+    highest = ideal.max()
+    scaled = 100.0 * ideal / jnp.where(highest > 0, highest, 1.0)
+    return scaled + chebyshev(grid, instrument.background)
 
 
 def inv_d_range(wavelength: float, two_theta_range: tuple[float, float]) -> tuple[float, float]:
@@ -237,131 +252,3 @@ def inv_d_range(wavelength: float, two_theta_range: tuple[float, float]) -> tupl
         raise ValueError(f"wavelength {wavelength:g} must be positive (angstrom)")
     low, high = (2 * np.sin(np.deg2rad(t / 2)) / wavelength for t in two_theta_range)
     return float(low), float(high)
-
-
-class _LineTable(NamedTuple):
-    """Lines of several crystals, those of crystal k in ``offset[k]:offset[k+1]``, rising 1/d."""
-
-    inv_d: np.ndarray  # [n_total] float64
-    strength: np.ndarray  # [n_total] float64, strongest of a crystal 1
-    offset: np.ndarray  # [n_crystal + 1]
-
-
-def _line_table(
-    packed: PackedCrystals,
-    inv_d_max: float,
-    inv_d_min: float,
-    b_iso: float,
-    merge_tol: float,
-    table: str,
-) -> _LineTable:
-    check_tabulated(packed.atomic_numbers)
-    listed = hkl_table(packed.lattice, inv_d_max, inv_d_min)
-    if not len(listed.hkl):
-        return _LineTable(np.zeros(0), np.zeros(0), listed.offset)
-    strength = _strengths(packed, listed, b_iso, table)
-    new = np.diff(listed.inv_d, prepend=-1.0) > merge_tol
-    some = np.flatnonzero(np.diff(listed.offset))  # crystals that have a reflection
-    new[listed.offset[some]] = True
-    start = np.flatnonzero(new)
-    total = np.add.reduceat(strength.astype(np.float64), start)
-    offset = np.searchsorted(start, listed.offset)
-    counts = np.diff(offset)
-    strongest = np.maximum.reduceat(total, offset[some])
-    total /= np.repeat(np.maximum(strongest, 1e-30), counts[some])
-    keep = total > STRENGTH_FLOOR
-    kept_offset = np.concatenate([[0], keep.cumsum()])[offset]
-    return _LineTable(listed.inv_d[start][keep], total[keep], kept_offset)
-
-
-def _strengths(packed: PackedCrystals, listed: HklTable, b_iso: float, table: str) -> np.ndarray:
-    """|F|^2 [n_total] of all listed reflections.
-
-    The unit of work is a row: `_ROW` reflections of one crystal. Blocks of rows have few different
-    shapes whatever the cells are. The last row of a crystal may run over into the next crystal's
-    reflections; what it computes there is not read.
-    """
-    atoms, counts = np.diff(packed.offset), np.diff(listed.offset)
-    species, slot, num_species = _species_slots(packed)
-    size = np.stack([_round_up(_ATOMS, atoms), _round_up(_SPECIES, num_species)])
-    row_counts = -(-counts // _ROW)
-    first_row = row_counts.cumsum() - row_counts
-    owner = np.repeat(np.arange(len(counts)), row_counts)
-    start = listed.offset[owner] + (np.arange(len(owner)) - first_row[owner]) * _ROW
-    reach, inv_d = np.arange(_ROW), listed.inv_d.astype(np.float32)
-    pending = []
-    for num_nodes, width in np.unique(size, axis=1).T:
-        same = (size[0] == num_nodes) & (size[1] == width)
-        frac, slots = _padded(packed, same, slot, num_nodes)
-        local = np.cumsum(same) - 1
-        rows = np.flatnonzero(same[owner])
-        while len(rows):
-            block = next((n for n in _BLOCKS if len(rows) > n // 2), _BLOCKS[-1])
-            now, rows = rows[:block], rows[block:]
-            full = np.pad(now, (0, block - len(now)), mode="edge")
-            which = np.minimum(start[full, None] + reach, len(inv_d) - 1)
-            whose = owner[full]
-            arrays = (listed.hkl.take(which, 0), inv_d.take(which), frac[local[whose]])
-            elements = (species[whose, :width], slots[local[whose]])
-            pending.append((now, _block_squares(*arrays, *elements, b_iso, table)))
-    out = np.empty((len(owner), _ROW), np.float32)
-    for now, value in pending:  # the device works on the later blocks meanwhile
-        out[now] = np.asarray(value)[: len(now)]
-    shift = first_row * _ROW - listed.offset[:-1]
-    return out.ravel()[np.arange(len(inv_d)) + np.repeat(shift, counts)]
-
-
-@partial(jax.jit, static_argnums=6)
-def _block_squares(
-    hkl: jax.Array,
-    inv_d: jax.Array,
-    frac_coords: jax.Array,
-    species: jax.Array,
-    slots: jax.Array,
-    b_iso: jax.Array,
-    table: str,
-) -> jax.Array:
-    one_hot = jax.nn.one_hot(slots, species.shape[1], dtype=inv_d.dtype)  # slot -1: no atom
-    hkl, b_iso = hkl.astype(inv_d.dtype), jnp.asarray(b_iso, inv_d.dtype)
-    return squares(hkl, inv_d, frac_coords, species, one_hot, b_iso, table)
-
-
-def _species_slots(packed: PackedCrystals) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Elements of each crystal [n_crystal, 98], slot of each atom [n_total], number of elements."""
-    num_crystals = len(packed.lattice)
-    owner = np.repeat(np.arange(num_crystals), np.diff(packed.offset))
-    pairs, which = np.unique(owner * 128 + packed.atomic_numbers, return_inverse=True)
-    bounds = np.searchsorted(pairs, np.arange(num_crystals + 1) * 128)
-    num_species = np.diff(bounds)
-    species = np.zeros((num_crystals, _SPECIES[-1]), np.int32)
-    species[np.arange(_SPECIES[-1]) < num_species[:, None]] = pairs % 128
-    return species, which - bounds[owner], num_species
-
-
-def _padded(
-    packed: PackedCrystals, which: np.ndarray, slot: np.ndarray, num_nodes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates [n, num_nodes, 3] and slots [n, num_nodes] (-1 where padded) of some crystals."""
-    atoms = np.diff(packed.offset)
-    held = np.arange(num_nodes) < atoms[which, None]
-    mine = np.repeat(which, atoms)
-    frac = np.zeros((len(held), num_nodes, 3), np.float32)
-    slots = np.full((len(held), num_nodes), -1, np.int32)
-    frac[held], slots[held] = packed.frac_coords[mine], slot[mine]
-    return frac, slots
-
-
-def _round_up(steps: Sequence[int], value: np.ndarray) -> np.ndarray:
-    """The smallest step that holds each value; beyond the last one, multiples of it."""
-    within = np.asarray(steps)[np.minimum(np.searchsorted(steps, value), len(steps) - 1)]
-    return np.where(value > steps[-1], -(-value // steps[-1]) * steps[-1], within)
-
-
-def _part(packed: PackedCrystals, start: int, stop: int) -> PackedCrystals:
-    a, b = packed.offset[start], packed.offset[stop]
-    return PackedCrystals(
-        packed.atomic_numbers[a:b].astype(np.int64),
-        packed.frac_coords[a:b],
-        packed.lattice[start:stop],
-        packed.offset[start : stop + 1] - a,
-    )

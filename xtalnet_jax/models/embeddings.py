@@ -20,8 +20,7 @@ def time_embedding(t: Num[Array, "*batch"], dim: int) -> Float[Array, "*batch {d
     """
     half = dim // 2
     dtype = jnp.promote_types(t.dtype, jnp.float32)
-    rate = np.float32(-np.log(10000.0) / (half - 1))
-    frequency = jnp.exp(jnp.arange(half, dtype=dtype) * rate)
+    frequency = jnp.asarray(10000.0 ** (-np.arange(half) / (half - 1)), dtype)
     phase = t.astype(dtype)[..., None] * frequency.reshape((1,) * t.ndim + (half,))
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], -1)
 

@@ -17,7 +17,7 @@ def random_crystal(seed: int, n: int = 5) -> Crystal:
 
 
 def distances(crystal: Crystal, reach: float = 7.0) -> np.ndarray:
-    """Sorted (distance, Z_i Z_j) of all pairs within reach: what a crystal is, whatever the cell."""
+    """Sorted (distance, Z_i Z_j) of all pairs within reach: the crystal, whatever the cell."""
     z, frac, lattice = (np.asarray(v, np.float64) for v in crystal)
     heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
     box = np.ceil(reach / heights).astype(int) + 1
@@ -70,16 +70,14 @@ def test_cell_is_niggli_and_in_the_frame_of_its_parameters(seed):
     from pymatgen.core import Lattice
 
     result = standardise(random_crystal(seed))
-    a, b, c = result.lattice
+    a, _, c = result.lattice
     assert a[1] == c[0] == c[1] == 0
     assert c[2] > 0
     assert np.linalg.det(result.lattice) > 0
     again = Lattice.from_parameters(*Lattice(result.lattice).parameters).matrix
     np.testing.assert_allclose(result.lattice, again, atol=1e-6)
     metric = np.asarray(spglib.niggli_reduce(result.lattice))
-    np.testing.assert_allclose(
-        metric @ metric.T, result.lattice @ result.lattice.T, atol=1e-6
-    )
+    np.testing.assert_allclose(metric @ metric.T, result.lattice @ result.lattice.T, atol=1e-6)
 
 
 def test_rounding_does_not_choose_between_equivalent_cells(structures):

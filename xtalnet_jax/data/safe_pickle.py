@@ -31,7 +31,7 @@ def _array_classes() -> dict[tuple[str, str], Any]:
         allowed[f"{core}.multiarray", "_reconstruct"] = reconstruct
         allowed[f"{core}.multiarray", "scalar"] = scalar
         allowed[f"{core}.numeric", "_frombuffer"] = from_buffer
-    for builtin in (set, frozenset, bytearray, complex, list, dict, tuple, int, float, bool, str):
+    for builtin in (list, dict, tuple, set, frozenset, bytes, bytearray, complex):
         for module in ("builtins", "__builtin__"):
             allowed[module, builtin.__name__] = builtin
     return allowed

@@ -119,34 +119,42 @@ def reference_peaks(two_theta: np.ndarray, intensity: np.ndarray) -> tuple[np.nd
     return np.rint((two_theta[found] - GRID_START) / GRID_STEP).astype(int), y[found]
 
 
-def estimate_noise(intensity: np.ndarray) -> np.ndarray:
-    """Standard noise [n_bin] of counts: sigma^2 = a^2 + k y, from second differences.
+def estimate_noise(intensity: np.ndarray, num_blocks: int = 12) -> np.ndarray:
+    """Standard noise [n_bin], from second differences: sigma^2 = a(2theta)^2 + k y.
 
-    ``a`` is taken from the lower half of the points, ``k`` (1 for raw counts) from the upper; both
-    by medians, so that peaks, where the curvature is real, do not count.
+    ``a`` is a median over the lower half of the points of each of ``num_blocks`` parts of the
+    range (a subtracted background leaves its noise behind, more of it at low angles); ``k``, 1 for
+    raw counts, a median over the upper half of all points. Where most points lie on peaks their
+    curvature is taken for noise, so this is an upper bound.
     """
     second = np.zeros_like(intensity)
     second[1:-1] = (intensity[2:] - 2 * intensity[1:-1] + intensity[:-2]) ** 2 / 6
     second[[0, -1]] = second[[1, -2]]
+    variance = second / 0.4549  # the median of the square of a standard normal variable
     level = np.convolve(np.pad(intensity, 5, mode="edge"), np.full(11, 1 / 11), "valid")
     level = np.maximum(level - level.min(), 0.0)
-    low = level <= np.median(level)
-    median_of_square = 0.4549  # of a standard normal variable
-    offset = np.median(second[low]) / median_of_square
-    excess = second[~low] / median_of_square - offset
-    slope = max(float(np.median(excess / level[~low])), 0.0) if (~low).any() else 0.0
-    return np.sqrt(offset + slope * level)
+    blocks = [b for b in np.array_split(np.arange(len(intensity)), num_blocks) if len(b)]
+    floors = [np.median(variance[b[level[b] <= np.median(level[b])]]) for b in blocks]
+    floor = np.interp(np.arange(len(intensity)), [b.mean() for b in blocks], floors)
+    high = level > np.median(level)
+    slope = float(np.median((variance - floor)[high] / level[high])) if high.any() else 0.0
+    return np.sqrt(floor + max(slope, 0.0) * level)
 
 
-def _search_step(pattern: Pattern) -> float:
-    """Step (degrees) of the grid to search on: coarse as in training, but three points per line."""
+def _search_grid(pattern: Pattern) -> Pattern:
+    """The pattern on an equidistant grid: of noisy ones about the grid of training.
+
+    A line keeps at least three points; without noise, and for very fine steps, at least five.
+    """
     from scipy.signal import peak_widths
 
     x = pattern.two_theta
     native = float(np.median(np.diff(x)))
     strongest = int(np.argmax(pattern.intensity))
     width = native * float(peak_widths(pattern.intensity, [strongest])[0][0])
-    return max(native, min((x[-1] - x[0]) / 2124, width / 3))
+    noise = np.median(estimate_noise(pattern.intensity)) / np.ptp(pattern.intensity)
+    coarse = min((x[-1] - x[0]) / 2124, width / 3) if noise > 2e-3 else width / 5
+    return resample(pattern, max(native, min(coarse, (x[-1] - x[0]) / 2124)))
 
 
 def find_peaks(
@@ -176,7 +184,7 @@ def find_peaks(
     """
     from scipy.signal import find_peaks as find_with_scipy
 
-    even = resample(pattern, _search_step(pattern))
+    even = _search_grid(pattern)
     y = even.intensity - (background(even) if subtract else even.intensity.min())
     sigma = estimate_noise(even.intensity) if even.sigma is None else even.sigma
     if np.median(sigma) > 1e-4 * y.max():

@@ -1,0 +1,81 @@
+"""The sections every recipe fills in; see the recipes for what the numbers mean.
+
+A recipe is ``get_config(arg)``; ``--config=configs/cpcp.py:smoke`` passes ``arg="smoke"``, which
+turns any recipe into a run of a few seconds on built-in textbook crystals.
+"""
+
+from ml_collections import ConfigDict
+
+# Laboratory Cu K-alpha scans of ordinary quality; half of the patterns stay clean.
+LABORATORY = {
+    "num_bins": 2126,  # 0.04 degree over 5..90
+    "fwhm": (0.08, 0.3),
+    "lorentzian": (0.1, 1.0),
+    "zero_shift": (-0.03, 0.03),
+    "displacement": (-0.03, 0.03),
+    "b_factor": (0.0, 1.0),
+    "texture": (0.0, 0.15),
+    "noise": (0.004, 0.03),
+    "background": (0.01, 0.2),
+    "residue": (0.0, 0.02),
+    "clean_fraction": 0.5,
+}
+
+
+def base(task: str) -> ConfigDict:
+    """Return the sections shared by all tasks, with inorganic cells of at most 20 atoms in mind."""
+    return ConfigDict(
+        {
+            "task": task,
+            "init_from": "",  # weights or run folder whose equally named parameters are taken over
+            "data": {
+                "train": "data/mp20_train.npz",  # written by `python -m launch.prepare`
+                "eval": "data/mp20_val.npz",
+                "num_eval": 1024,
+                "num_atoms_buckets": (4, 8, 12, 16, 20),
+                "budget_pairs": 6400,  # atom pairs a step: the batch of a bucket is budget / n^2
+                "max_batch": 64,
+                "min_batch": 8,
+            },
+            "pattern": {
+                "form": "inv_d",  # "grid": the paper's index on the 0.02 degree grid from 3 degrees
+                "num_peaks": 64,
+                "effects": LABORATORY,
+            },
+            "train": {
+                "seed": 0,
+                "num_epochs": 100,
+                "log_every": 50,
+                "eval_every": 2000,
+                "checkpoint_every_steps": 2000,
+                "checkpoint_every_seconds": 300,
+                "checkpoint_format": "orbax",
+                "clip": 5.0,
+                "ema_decay": 0.999,
+                "freeze": (),
+                "optim": {
+                    "name": "adamw",
+                    "learning_rate": 1e-3,
+                    "betas": (0.9, 0.99),
+                    "eps": 1e-8,
+                    "weight_decay": 0.0,
+                    "schedule": "cosine",
+                    "warmup_epochs": 0.5,
+                },
+            },
+        }
+    )
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """Shrink a recipe to a run of seconds on the textbook crystals: every code path, no skill."""
+    config.data.train = config.data.eval = "textbook"
+    config.data.update({"num_eval": 12, "num_atoms_buckets": (4, 6), "budget_pairs": 200, "max_batch": 8})
+    config.pattern.num_peaks = 24
+    config.model.encoder.update({"width": 32, "ffn": 64, "heads": 4, "layers": 1})
+    config.model.network.update({"width": 32, "layers": 2, "num_freqs": 8})
+    config.train.update({"num_epochs": 2, "log_every": 1, "eval_every": 2, "checkpoint_every_steps": 2})
+    return config
+
+
+CPU_ENCODER = {"width": 128, "ffn": 256, "heads": 8, "layers": 2, "dropout": 0.0}

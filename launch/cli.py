@@ -1,0 +1,44 @@
+"""How every command starts and ends: flags before heavy imports, one sentence for bad input.
+
+Exit status: 0 done, 2 bad input or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from absl import flags
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parse the flags, run ``main`` and exit; a bad input becomes one sentence on stderr."""
+    if {"--help", "-h", "-help", "--helpfull"} & set(sys.argv[1:]):
+        print((sys.modules["__main__"].__doc__ or "").strip())
+        print("\nOptions:" + flags.FLAGS.main_module_help())
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(sys.argv)[1:]
+        if rest:
+            raise ValueError(f"unexpected argument {rest[0]!r}; options are written --name=value")
+    except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
+        fail(f"{_sentence(error)} (see --help)")
+    try:
+        sys.exit(main() or 0)
+    except (ValueError, OSError) as error:
+        fail(_sentence(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def fail(message: str) -> None:
+    """Print ``error: message`` on stderr and exit with status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

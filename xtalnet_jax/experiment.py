@@ -1,0 +1,96 @@
+"""From a recipe to trained weights: the shell around `tasks` and `training`.
+
+``run(config, workdir)`` is what `launch.pretrain` and `launch.train` call, and what a notebook
+calls to train on its own crystals. The result of a run is ``workdir/weights.safetensors``: the
+averaged parameters with the recipe inside, which `pretrained.load_weights` reads back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from xtalnet_jax import tasks
+from xtalnet_jax.data import packed as packed_sets
+from xtalnet_jax.data.batches import BucketedBatches
+from xtalnet_jax.pretrained.weights import load_weights, save_weights, take_over
+from xtalnet_jax.training.loop import train
+
+TEXTBOOK = "textbook"
+"""Name of the built-in data set of textbook crystals (`data.fixtures`)."""
+
+
+def load_set(path: str, max_atoms: int | None = None) -> packed_sets.PackedSet:
+    """Read a packed set written by ``launch.prepare``, or the built-in ``"textbook"`` one.
+
+    Crystals of more than ``max_atoms`` atoms are left out.
+
+    Raises:
+        ValueError: there is no such set, or nothing is left of it.
+    """
+    if path == TEXTBOOK:
+        from xtalnet_jax.data.fixtures import textbook_set
+
+        packed = textbook_set()
+    else:
+        packed = packed_sets.load(path)
+    if max_atoms is not None and (packed.num_atoms > max_atoms).any():
+        packed = packed.select(packed.num_atoms <= max_atoms)
+    if not packed.num_crystals:
+        raise ValueError(f"{path} holds no crystal of at most {max_atoms} atoms")
+    return packed
+
+
+def batches(config: ConfigDict, packed: packed_sets.PackedSet, shuffle: bool) -> BucketedBatches:
+    """Cut the set into batches as ``config.data`` says."""
+    return BucketedBatches(
+        packed,
+        config.data.num_atoms_buckets,
+        budget_pairs=config.data.budget_pairs,
+        batch_size_range=(config.data.min_batch, config.data.max_batch),
+        seed=config.train.seed,
+        shuffle=shuffle,
+    )
+
+
+def run(
+    config: ConfigDict, workdir: str | Path, stop_after_seconds: float | None = None
+) -> dict[str, Any]:
+    """Train as the recipe says, from the last checkpoint in ``workdir`` if there is one.
+
+    Args:
+        config: a recipe of ``configs/``.
+        workdir: folder for checkpoints, metrics and the final weights.
+        stop_after_seconds: leave with a checkpoint after this time; running again continues.
+
+    Returns:
+        The averaged parameters.
+
+    Raises:
+        ValueError: an unusable recipe or data set.
+    """
+    largest = max(config.data.num_atoms_buckets)
+    train_set = load_set(config.data.train, largest)
+    eval_set = load_set(config.data.eval, largest)
+    rows = np.random.default_rng(0).permutation(eval_set.num_crystals)[: config.data.num_eval]
+    eval_set = eval_set.select(np.sort(rows))
+    config = tasks.with_statistics(config, train_set.lattice, train_set.num_atoms)
+    task = tasks.task_from_config(config)
+    if config.init_from:
+        donor, _ = load_weights(config.init_from)
+        task = task._replace(init=take_over(task.init, donor))
+    state = train(
+        task,
+        batches(config, train_set, shuffle=True),
+        config.train,
+        workdir,
+        eval_source=batches(config, eval_set, shuffle=False),
+        stop_after_seconds=stop_after_seconds,
+    )
+    params = jax.device_get(state.ema_params if config.train.ema_decay else state.params)
+    save_weights(Path(workdir) / "weights.safetensors", params, config.to_dict())
+    return params

@@ -1,0 +1,59 @@
+"""Where weights are found: bundled pairs, run folders, single files; and taking them over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from xtalnet_jax.pretrained.merge import merge_params
+from xtalnet_jax.pretrained.safetensors_io import load_safetensors, save_safetensors
+from xtalnet_jax.types import Params
+
+BUNDLED = Path(__file__).parent / "weights"
+"""Folder of the weights that come with the package, one sub-folder for each named pair."""
+
+FILE_NAME = "weights.safetensors"
+"""What a training run leaves in its folder."""
+
+save_weights = save_safetensors
+
+
+def load_weights(path: str | Path) -> tuple[Params, dict[str, Any]]:
+    """Read ``(params, recipe)`` from a weights file or from the folder of a finished run.
+
+    Raises:
+        ValueError: there are no weights.
+    """
+    path = Path(path)
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"there are no weights at {file}; finish the run that makes them first")
+    return load_safetensors(file)
+
+
+def solver_files(name: str | Path) -> tuple[Path, Path]:
+    """Return the CPCP and generator weights of a bundled pair, or of a folder of one's own.
+
+    Raises:
+        ValueError: neither a bundled name nor a folder that holds both files.
+    """
+    bundled = sorted(p.name for p in BUNDLED.iterdir() if p.is_dir()) if BUNDLED.is_dir() else []
+    folder = BUNDLED / name if str(name) in bundled else Path(name)
+    files = folder / "cpcp.safetensors", folder / "generator.safetensors"
+    missing = [f.name for f in files if not f.is_file()]
+    if missing:
+        raise ValueError(
+            f"no weights {str(name)!r}: {' and '.join(missing)} not found in {folder}; bundled are "
+            f"{', '.join(bundled) or 'none'}"
+        )
+    return files
+
+
+def take_over(init: Callable[..., Params], donor: Mapping[str, Any]) -> Callable[..., Params]:
+    """Let an initialiser start from the equally named parameters of other weights."""
+
+    def with_donor(*args: Any) -> Params:
+        return merge_params(donor, init(*args)).params
+
+    return with_donor

@@ -1,0 +1,120 @@
+"""Which candidate is right, and how sure are we: a small calibrated ranker.
+
+A candidate is described by a handful of numbers (how well it fits the pattern, how similar its
+embedding is, how often the generator proposed it, how close its atoms come); a logistic regression
+fitted on validation crystals turns them into the probability that the candidate matches the true
+structure. Candidates are ranked by that probability, which is also the published confidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+FEATURES = ("log_misfit", "log_rwp", "similarity", "votes", "contact", "log_num_atoms")
+"""Names and order of the ranker's inputs, see `feature_matrix`."""
+
+
+class Ranker(NamedTuple):
+    """Logistic regression on standardised features."""
+
+    mean: np.ndarray  # [num_features]
+    scale: np.ndarray  # [num_features]
+    coefficients: np.ndarray  # [num_features]
+    intercept: float
+
+    def confidence(self, features: np.ndarray) -> np.ndarray:
+        """Return the probability of a match, [n], for features [n, num_features]."""
+        z = (np.asarray(features, float) - self.mean) / self.scale
+        return expit(z @ self.coefficients + self.intercept)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return plain lists, as stored in a weights file."""
+        return {
+            "features": list(FEATURES),
+            "mean": self.mean.tolist(),
+            "scale": self.scale.tolist(),
+            "coefficients": self.coefficients.tolist(),
+            "intercept": float(self.intercept),
+        }
+
+
+def ranker_from_config(config: Mapping[str, Any]) -> Ranker:
+    """Inverse of `Ranker.to_config`.
+
+    Raises:
+        ValueError: the stored features are not the ones this version computes.
+    """
+    if tuple(config["features"]) != FEATURES:
+        raise ValueError(
+            f"the stored ranker uses the features {list(config['features'])}, this version computes "
+            f"{list(FEATURES)}; fit it again with `python -m launch.evaluate --fit_ranker`"
+        )
+    return Ranker(
+        np.asarray(config["mean"], float),
+        np.asarray(config["scale"], float),
+        np.asarray(config["coefficients"], float),
+        float(config["intercept"]),
+    )
+
+
+def feature_matrix(
+    cosine: np.ndarray,
+    rwp: np.ndarray,
+    similarity: np.ndarray,
+    votes: np.ndarray,
+    contact: np.ndarray,
+    num_atoms: np.ndarray,
+) -> np.ndarray:
+    """Return the ranker's inputs, [n, num_features].
+
+    Args:
+        cosine: cosine of square-root profiles after refinement, 0..1.
+        rwp: weighted profile residual, 0..1 and above.
+        similarity: cosine similarity of pattern and crystal embedding.
+        votes: share of the candidates that are the same structure, 0..1.
+        contact: smallest distance over the sum of the two atomic radii.
+        num_atoms: atoms in the cell.
+    """
+    columns = (
+        np.log10(np.clip(1.0 - np.asarray(cosine, float), 1e-4, None)),
+        np.log10(np.clip(rwp, 1e-3, 3.0)),
+        similarity,
+        votes,
+        np.clip(contact, 0.0, 1.2),
+        np.log(num_atoms),
+    )
+    return np.stack([np.broadcast_to(np.asarray(c, float), np.shape(cosine)) for c in columns], -1)
+
+
+def fit_ranker(features: np.ndarray, matched: np.ndarray, penalty: float = 1.0) -> Ranker:
+    """Fit by maximum likelihood with a ridge penalty on the standardised coefficients.
+
+    Args:
+        features: [n, num_features] of validation candidates (see `feature_matrix`).
+        matched: [n] bool, whether each candidate matched the true structure.
+        penalty: weight of the ridge term, in units of one candidate's log likelihood.
+
+    Raises:
+        ValueError: all candidates or none matched, so that nothing can be learned.
+    """
+    x, y = np.asarray(features, float), np.asarray(matched, float)
+    if not 0.0 < y.mean() < 1.0:
+        raise ValueError(
+            f"{int(y.sum())} of {len(y)} candidates matched; fitting a ranker needs matches and misses"
+        )
+    mean, scale = x.mean(0), np.maximum(x.std(0), 1e-6)
+    z = (x - mean) / scale
+
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        logit = z @ theta[1:] + theta[0]
+        value = np.logaddexp(0.0, logit).sum() - y @ logit + 0.5 * penalty * theta[1:] @ theta[1:]
+        error = expit(logit) - y
+        return value, np.concatenate([[error.sum()], z.T @ error + penalty * theta[1:]])
+
+    theta = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x
+    return Ranker(mean, scale, theta[1:], float(theta[0]))

@@ -1,0 +1,56 @@
+"""What a solve returns: ranked candidates, a verdict, and everything a report repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from xtalnet_jax.crystals.crystal import Crystal
+from xtalnet_jax.pxrd.pattern import Pattern
+
+MATCH, UNCERTAIN, NONE = "match", "uncertain", "none"
+
+MATCH_CONFIDENCE, NONE_CONFIDENCE = 0.7, 0.15
+"""A first candidate at least this sure is called a match; one below the second, nothing found."""
+
+
+class Candidate(NamedTuple):
+    """One proposed structure; candidates of a `Solution` are ordered by ``confidence``."""
+
+    crystal: Crystal
+    rwp: float  # weighted profile residual, 0 is perfect; nan where it was not computed
+    similarity: float  # cosine of the embeddings of pattern and crystal, -1..1
+    confidence: float  # calibrated probability that this is the right structure, 0..1
+    space_group: str  # Hermann-Mauguin symbol found at 0.1 angstrom
+    calculated: Pattern  # the pattern of this structure on the measured grid
+    votes: int  # how many generated candidates became this structure
+
+    @property
+    def structure(self) -> Any:
+        """The ``pymatgen.core.Structure``."""
+        return self.crystal.to_structure()
+
+
+class Solution(NamedTuple):
+    """Ranked candidates for one pattern, best first."""
+
+    candidates: tuple[Candidate, ...]
+    verdict: str  # "match", "uncertain" or "none"
+    pattern: Pattern  # as measured
+    formula: str
+    settings: Mapping[str, Any]  # what was asked for and with which weights
+    warnings: tuple[str, ...]
+    seconds: Mapping[str, float]  # time of each stage
+
+
+def verdict_of(confidences: list[float]) -> str:
+    """Return the verdict for the confidences of the ranked candidates.
+
+    Example:
+        >>> verdict_of([0.9, 0.2]), verdict_of([0.4]), verdict_of([])
+        ('match', 'uncertain', 'none')
+    """
+    best = max(confidences, default=0.0)
+    if best >= MATCH_CONFIDENCE:
+        return MATCH
+    return UNCERTAIN if best >= NONE_CONFIDENCE else NONE

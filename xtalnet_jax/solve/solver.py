@@ -1,0 +1,284 @@
+"""From a pattern and a formula to ranked, refined structures: the main job of the library.
+
+Stages: peaks of the pattern -> candidates of the generator for every plausible number of formula
+units -> refinement against the pattern -> merging of equal structures -> calibrated ranking.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from xtalnet_jax import tasks
+from xtalnet_jax.crystals.crystal import Crystal, stack_crystals, unstack_crystals
+from xtalnet_jax.crystals.elements import atomic_numbers_from_formula
+from xtalnet_jax.pxrd.pattern import Pattern, PeakBatch
+from xtalnet_jax.pxrd.peaks import peak_batch
+from xtalnet_jax.solve import plausibility, ranking
+from xtalnet_jax.solve.solution import Candidate, Solution, verdict_of
+from xtalnet_jax.types import Params
+
+SIZES = (4, 8, 12, 16, 20)
+"""Numbers of atoms that candidates are padded to, so that few shapes are compiled."""
+
+Report = Callable[[str], None]
+
+
+class Fit(NamedTuple):
+    """Candidates with all that ranking needs to know; arrays are parallel to ``crystals``."""
+
+    crystals: list[Crystal]
+    rwp: np.ndarray  # [n]
+    cosine: np.ndarray  # [n]
+    similarity: np.ndarray  # [n]
+    calculated: list[Pattern]
+
+
+class Solver(NamedTuple):
+    """Trained towers, generator and ranker; build one with `load_solver`."""
+
+    embedder: tasks.Embedder
+    embedder_params: Params
+    generator: tasks.Generator
+    generator_params: Params
+    num_peaks: int
+    max_atoms: int
+    rankers: Mapping[str, ranking.Ranker]  # "refined" and "raw"
+    name: str
+
+    def solve(
+        self,
+        pattern: Pattern,
+        formula: str,
+        num_candidates: int = 20,
+        seed: int = 0,
+        refine: bool = True,
+        z: int | None = None,
+        lattice: Any = None,
+        space_group: str | int | None = None,
+        report: Report = lambda _: None,
+    ) -> Solution:
+        """Return ranked candidate structures for a powder pattern.
+
+        Args:
+            pattern: measured or calculated pattern, background included or not.
+            formula: reduced or full formula, e.g. ``"TiO2"``.
+            num_candidates: structures drawn from the generator for each number of formula units.
+            seed: of the generator; equal seeds give equal results.
+            refine: fit every candidate to the pattern before ranking.
+            z: formula units per primitive cell, if known; otherwise plausible ones are tried.
+            lattice: known primitive cell, [3, 3] rows in angstrom or (a, b, c, alpha, beta,
+                gamma) in angstrom and degrees.
+            space_group: known symbol or number; candidates of other space groups rank last.
+            report: called with a short text when a stage starts.
+
+        Raises:
+            ValueError: a formula, Z, lattice or space group that cannot be used, or a pattern
+                without peaks.
+        """
+        clock, seconds, warnings = time.perf_counter, {}, []
+        known_cell = plausibility.lattice_from_hint(lattice)
+        group = plausibility.space_group_from_hint(space_group)
+        if num_candidates < 1:
+            raise ValueError(f"num_candidates is {num_candidates}, expected at least 1")
+        units = plausibility.formula_units(formula, z, self.max_atoms, known_cell)
+
+        start = clock()
+        peaks = self.peaks_of([pattern])
+        proposals: list[Crystal] = []
+        for i, count in enumerate(units):
+            report(f"generating {num_candidates} candidates with Z = {count}")
+            numbers = atomic_numbers_from_formula(formula, count)
+            key = jax.random.fold_in(jax.random.key(seed), i)
+            proposals += self.propose(key, peaks, numbers, num_candidates, known_cell)
+        seconds["generate"] = clock() - start
+
+        start = clock()
+        report(f"{'refining' if refine else 'comparing'} {len(proposals)} candidates")
+        fit = self.fit(proposals, pattern, peaks, refine)
+        seconds["refine"] = clock() - start
+
+        start = clock()
+        report("ranking")
+        candidates = self.rank(fit, "refined" if refine else "raw", group)[:num_candidates]
+        seconds["rank"] = clock() - start
+        if group is not None and not any(c.space_group == group for c in candidates):
+            warnings.append(f"no candidate has the given space group {group}")
+        settings = {
+            "formula": formula, "num_candidates": num_candidates, "seed": seed, "refine": refine,
+            "z": z, "lattice": None if known_cell is None else known_cell.tolist(),
+            "space_group": group, "formula_units_tried": list(units), "weights": self.name,
+            "wavelength": float(pattern.wavelength),
+        }  # fmt: skip
+        verdict = verdict_of([c.confidence for c in candidates])
+        return Solution(
+            tuple(candidates), verdict, pattern, formula, settings, tuple(warnings), seconds
+        )
+
+    # Embedding ----------------------------------------------------------------------------------
+
+    def embed_patterns(self, patterns: list[Pattern]) -> np.ndarray:
+        """Return one unit vector per pattern, [n, d]."""
+        return np.asarray(self.embedder.patterns(self.embedder_params, self.peaks_of(patterns)))
+
+    def embed_crystals(self, crystals: list[Crystal], batch_size: int = 256) -> np.ndarray:
+        """Return one unit vector per crystal, [n, d]; any number of crystals up to the model's size.
+
+        Raises:
+            ValueError: a crystal has more atoms than the model takes.
+        """
+        sizes = np.array([len(c.atomic_numbers) for c in crystals])
+        vectors: np.ndarray | None = None
+        for bucket in np.unique(self._bucket(sizes)):
+            rows = np.flatnonzero(self._bucket(sizes) == bucket)
+            for part in np.array_split(rows, -(-len(rows) // batch_size)):
+                width = 1 << (len(part) - 1).bit_length()
+                batch = stack_crystals([crystals[i] for i in part], int(bucket), width)
+                out = np.asarray(self.embedder.crystals(self.embedder_params, batch))
+                if vectors is None:
+                    vectors = np.zeros((len(crystals), out.shape[-1]), out.dtype)
+                vectors[part] = out[: len(part)]
+        return np.zeros((0, 0), np.float32) if vectors is None else vectors
+
+    def peaks_of(self, patterns: list[Pattern]) -> PeakBatch:
+        """List the peaks of patterns in the form the encoders read.
+
+        Raises:
+            ValueError: a pattern has no peak.
+        """
+        peaks = peak_batch(patterns, self.num_peaks)
+        empty = np.flatnonzero(~np.asarray(peaks.mask).any(-1))
+        if empty.size:
+            raise ValueError(
+                f"no peak stands out of the noise in pattern {empty[0] + 1} of {len(patterns)}; "
+                "expected a powder pattern with at least one diffraction line"
+            )
+        return peaks
+
+    # Stages -------------------------------------------------------------------------------------
+
+    def propose(
+        self,
+        key: jax.Array,
+        peaks: PeakBatch,
+        atomic_numbers: np.ndarray,
+        num_candidates: int,
+        lattice: np.ndarray | None = None,
+    ) -> list[Crystal]:
+        """Draw candidates for one pattern (``peaks`` has one row) and one composition."""
+        n = len(atomic_numbers)
+        width = int(self._bucket(np.array([n]))[0])
+        rows = -(-num_candidates // 4) * 4
+        numbers = np.zeros((rows, width), np.int32)
+        numbers[:, :n] = atomic_numbers
+        condition = self.generator.condition(self.generator_params, peaks)
+        spread = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), condition)
+        cells = None if lattice is None else np.tile(lattice[None].astype(np.float32), (rows, 1, 1))
+        batch = self.generator.sample(
+            self.generator_params, jax.random.split(key, rows), spread, numbers, cells
+        )
+        return unstack_crystals(batch)[:num_candidates]
+
+    def fit(
+        self, crystals: list[Crystal], pattern: Pattern, peaks: PeakBatch, refine: bool
+    ) -> Fit:
+        """Compare candidates with the pattern, after refining them if wanted."""
+        from xtalnet_jax.refine.refine import compare
+        from xtalnet_jax.refine.refine import refine as refine_crystals
+
+        results = (refine_crystals if refine else compare)(crystals, pattern)
+        crystals = [r.crystal for r in results]
+        vector = np.asarray(self.embedder.patterns(self.embedder_params, peaks))[0]
+        return Fit(
+            crystals,
+            np.array([r.rwp for r in results]),
+            np.array([r.cosine for r in results]),
+            self.embed_crystals(crystals) @ vector,
+            [r.calculated for r in results],
+        )
+
+    def rank(self, fit: Fit, ranker: str, space_group: str | None = None) -> list[Candidate]:
+        """Merge equal structures and order them by confidence."""
+        features = features_of(fit)
+        confidence = self.rankers[ranker].confidence(features.matrix)
+        order = np.argsort(-confidence, kind="stable")
+        best = {g: i for i in order[::-1] for g in [features.group[i]]}
+        kept = [
+            Candidate(
+                fit.crystals[i],
+                float(fit.rwp[i]),
+                float(fit.similarity[i]),
+                float(confidence[i]),
+                plausibility.space_group_of(fit.crystals[i]),
+                fit.calculated[i],
+                int((features.group == features.group[i]).sum()),
+            )
+            for i in sorted(best.values(), key=lambda i: -confidence[i])
+        ]
+        if space_group is not None:
+            kept.sort(key=lambda c: c.space_group != space_group)
+        return kept
+
+    def _bucket(self, num_atoms: np.ndarray) -> np.ndarray:
+        if num_atoms.max(initial=0) > self.max_atoms:
+            raise ValueError(
+                f"a cell of {num_atoms.max()} atoms is larger than the {self.max_atoms} atoms these "
+                "weights were made for"
+            )
+        return np.array(SIZES)[np.searchsorted(SIZES, num_atoms)]
+
+
+class Features(NamedTuple):
+    """The ranker's view of candidates."""
+
+    matrix: np.ndarray  # [n, num_features]
+    group: np.ndarray  # [n] int, equal for candidates that are the same structure
+
+
+def features_of(fit: Fit) -> Features:
+    """Compute what the ranker looks at, see `ranking.feature_matrix`."""
+    group = plausibility.group_equal(fit.crystals, fit.cosine)
+    votes = np.array([(group == g).mean() for g in group])
+    contact = np.array([plausibility.shortest_contact(c) for c in fit.crystals])
+    sizes = np.array([len(c.atomic_numbers) for c in fit.crystals])
+    matrix = ranking.feature_matrix(
+        fit.cosine, fit.rwp, fit.similarity, votes, contact, sizes
+    )
+    return Features(matrix, group)
+
+
+def load_solver(name: str = "default") -> Solver:
+    """Load bundled weights by name, or a pair of your own from a folder.
+
+    Args:
+        name: ``"default"``, or a folder with ``cpcp.safetensors`` and ``generator.safetensors``.
+
+    Raises:
+        ValueError: no such weights.
+    """
+    from xtalnet_jax.pretrained.weights import load_weights, solver_files
+
+    cpcp_file, generator_file = solver_files(name)
+    cpcp_params, cpcp = load_weights(cpcp_file)
+    generator_params, generator = load_weights(generator_file)
+    cpcp, generator = ConfigDict(cpcp), ConfigDict(generator)
+    rankers = {
+        kind: ranking.ranker_from_config(generator.rankers[kind])
+        for kind in ("refined", "raw")
+    }
+    return Solver(
+        tasks.make_embedder(cpcp),
+        cpcp_params,
+        tasks.make_generator(generator),
+        generator_params,
+        cpcp.pattern.num_peaks,
+        max(generator.data.num_atoms_buckets),
+        rankers,
+        name,
+    )

@@ -1,0 +1,311 @@
+"""The page to read first: where data, networks and mathematics meet.
+
+A recipe (``configs/``) becomes a `Task` to train (`cpcp_task`, `ccsg_task`, `flow_task`) and, with
+trained parameters, the two things inference needs: an `Embedder` (CPCP: patterns and crystals to
+unit vectors) and a `Generator` (CCSG: a pattern and a composition to crystals). A training step
+receives an `Example` (crystals and their instrument-free powder lines); the pattern is measured
+from the lines inside the step, with fresh experimental effects each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from xtalnet_jax.contrastive.infonce import info_nce
+from xtalnet_jax.crystals.crystal import CrystalBatch
+from xtalnet_jax.data.batches import Example
+from xtalnet_jax.diffusion import flow, flow_sampler, losses, sampler
+from xtalnet_jax.diffusion.lattice_code import LatticeStats, decode, fit_stats
+from xtalnet_jax.diffusion.schedules import make_schedules
+from xtalnet_jax.models.ccsg import CCSG, Condition, FlowCCSG
+from xtalnet_jax.models.cpcp import CPCP
+from xtalnet_jax.pxrd.augment import Effects, peaks_from_lines
+from xtalnet_jax.pxrd.pattern import CU_KALPHA, Lines, PeakBatch, two_theta_from_inv_d
+from xtalnet_jax.training.task import Task
+from xtalnet_jax.types import DenoiseFn, Params
+
+GRID_START, GRID_STEP, GRID_SIZE = 3.0, 0.02, 2048
+"""The reference's 2-theta grid (degrees): its position table has one entry per point."""
+
+
+class Embedder(NamedTuple):
+    """CPCP at work; both return unit vectors [n_graph, d]."""
+
+    patterns: Callable[[Params, PeakBatch], jax.Array]
+    crystals: Callable[[Params, CrystalBatch], jax.Array]
+
+
+class Generator(NamedTuple):
+    """CCSG at work: encode a pattern once, then draw as many crystals as wanted.
+
+    ``condition(params, peaks)`` gives rows for patterns; ``sample(params, key, condition,
+    atomic_numbers, lattice=None)`` draws one crystal per row, ``lattice`` [n_graph, 3, 3] is kept
+    if given. ``key`` is one key or one per row.
+    """
+
+    condition: Callable[[Params, PeakBatch], Condition]
+    sample: Callable[..., CrystalBatch]
+
+
+def task_from_config(config: ConfigDict) -> Task:
+    """Build the task that ``config.task`` names: ``cpcp``, ``ccsg`` or ``flow``."""
+    makers = {"cpcp": cpcp_task, "ccsg": ccsg_task, "flow": flow_task}
+    if config.task not in makers:
+        raise ValueError(f"task is {config.task!r}, expected one of {', '.join(makers)}")
+    return makers[config.task](config)
+
+
+def with_statistics(config: ConfigDict, lattices: np.ndarray, num_atoms: np.ndarray) -> ConfigDict:
+    """Write into a flow recipe what it must know of its training set (`LatticeStats`).
+
+    Other recipes, and one that has its statistics already, are returned as they are.
+    """
+    if config.task != "flow" or "lattice_stats" in config:
+        return config
+    stats = fit_stats(lattices, num_atoms)
+    config = config.copy_and_resolve_references()
+    config.lattice_stats = {k: np.asarray(v).tolist() for k, v in stats._asdict().items()}
+    return config
+
+
+# Patterns ---------------------------------------------------------------------------------------
+
+
+def effects_from_config(pattern: ConfigDict) -> Effects:
+    """Return the experimental effects of training patterns."""
+    return Effects.clean(**{k: _hashable(v) for k, v in dict(pattern.effects).items()})
+
+
+def clean_effects(pattern: ConfigDict) -> Effects:
+    """Return the same instrument without any random effect: patterns of the evaluation."""
+    fixed = {k: v for k, v in dict(pattern.effects).items() if k in ("start", "end", "num_bins")}
+    return Effects.clean(**{k: _hashable(v) for k, v in fixed.items()})
+
+
+def measure(
+    config: ConfigDict, key: jax.Array | None, lines: Lines, effects: Effects
+) -> PeakBatch:
+    """Measure patterns of ``lines`` and list their peaks in the form the encoder reads."""
+    return to_form(peaks_from_lines(key, lines, effects, config.pattern.num_peaks), config)
+
+
+def to_form(peaks: PeakBatch, config: ConfigDict) -> PeakBatch:
+    """Express positions (1/d) as the recipe's encoder wants them, dropping what it cannot see."""
+    if config.pattern.form == "inv_d":
+        return peaks
+    angle = two_theta_from_inv_d(jnp.asarray(peaks.position), CU_KALPHA)
+    index = jnp.round((angle - GRID_START) / GRID_STEP)
+    mask = peaks.mask & (index >= 0) & (index < GRID_SIZE)
+    return peaks._replace(
+        position=jnp.where(mask, index, 0.0),
+        intensity=jnp.where(mask, peaks.intensity, 0.0),
+        mask=mask,
+    )
+
+
+def _training_peaks(config: ConfigDict) -> Callable[[jax.Array, Lines, bool], PeakBatch]:
+    noisy, clean = effects_from_config(config.pattern), clean_effects(config.pattern)
+
+    def peaks(key: jax.Array, lines: Lines, train: bool) -> PeakBatch:
+        return measure(config, key if train else None, lines, noisy if train else clean)
+
+    return peaks
+
+
+# Contrastive pretraining ------------------------------------------------------------------------
+
+
+def cpcp_model(config: ConfigDict) -> CPCP:
+    """Build the two towers of a ``cpcp`` recipe."""
+    return CPCP(**_fields(config.model))
+
+
+def cpcp_task(config: ConfigDict) -> Task:
+    """Contrastive pretraining: pull the pattern and the crystal of each example together."""
+    model, peaks_of = cpcp_model(config), _training_peaks(config)
+
+    def init(key: jax.Array, example: Example) -> Params:
+        return model.init(key, peaks_of(key, example.lines, True), example.crystals)
+
+    def loss(
+        params: Params, key: jax.Array, example: Example, train: bool, axis_name: str | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        key_peaks, key_dropout = jax.random.split(key)
+        peaks = peaks_of(key_peaks, example.lines, train)
+        patterns, crystals, scale = model.apply(
+            params, peaks, example.crystals, train, rngs={"dropout": key_dropout}
+        )
+        return info_nce(
+            patterns, crystals, scale, example.crystals.graph_mask, axis_name=axis_name
+        )
+
+    return Task(init, loss, "cpcp")
+
+
+def make_embedder(config: ConfigDict) -> Embedder:
+    """Return the two towers as jitted functions of the parameters."""
+    model = cpcp_model(config)
+
+    @jax.jit
+    def patterns(params: Params, peaks: PeakBatch) -> jax.Array:
+        return model.apply(params, to_form(peaks, config), method="embed_patterns")
+
+    @jax.jit
+    def crystals(params: Params, batch: CrystalBatch) -> jax.Array:
+        return model.apply(params, batch, method="embed_crystals")
+
+    return Embedder(patterns, crystals)
+
+
+# Generation: the paper's diffusion --------------------------------------------------------------
+
+
+def ccsg_task(config: ConfigDict) -> Task:
+    """The paper's generator: wrapped-normal score on coordinates, DDPM on the lattice matrix."""
+    model, schedules = CCSG(**_fields(config.model)), make_schedules(config.diffusion.num_steps)
+
+    def loss_of(denoise_fn: DenoiseFn, key: jax.Array, crystals: CrystalBatch) -> Any:
+        return losses.diffusion_loss(key, denoise_fn, crystals, schedules)
+
+    def start(crystals: CrystalBatch) -> tuple[jax.Array, jax.Array]:
+        return crystals.lattice, jnp.ones(crystals.lattice.shape[0], jnp.int32)
+
+    return _generation_task("ccsg", config, model, loss_of, start)
+
+
+def flow_task(config: ConfigDict) -> Task:
+    """Our default generator: flow matching on coordinates and on the lattice code."""
+    model, stats = flow_model(config), _stats(config)
+    settings = flow.FlowConfig(**dict(config.flow))
+
+    def loss_of(denoise_fn: DenoiseFn, key: jax.Array, crystals: CrystalBatch) -> Any:
+        return flow.flow_loss(key, denoise_fn, crystals, stats, settings)
+
+    def start(crystals: CrystalBatch) -> tuple[jax.Array, jax.Array]:
+        num_graphs = crystals.lattice.shape[0]
+        return jnp.zeros((num_graphs, 6)), jnp.zeros(num_graphs)
+
+    return _generation_task("flow", config, model, loss_of, start)
+
+
+def _generation_task(
+    name: str, config: ConfigDict, model: Any, loss_of: Callable, start: Callable
+) -> Task:
+    peaks_of = _training_peaks(config)
+
+    def init(key: jax.Array, example: Example) -> Params:
+        crystals = jax.tree.map(jnp.asarray, example.crystals)
+        lattice, t = start(crystals)
+        peaks = peaks_of(key, example.lines, True)
+        numbers, coords = crystals.atomic_numbers, crystals.frac_coords
+        metric = jnp.tile(jnp.eye(3)[None], (len(lattice), 1, 1))
+        extra = {"metric": metric} if name == "flow" else {}
+        return model.init(key, peaks, numbers, coords, lattice, t, **extra)
+
+    def loss(
+        params: Params, key: jax.Array, example: Example, train: bool, axis_name: str | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del axis_name  # the mean over devices of local means is the global loss
+        key_peaks, key_noise, key_dropout = jax.random.split(key, 3)
+        peaks = peaks_of(key_peaks, example.lines, train)
+        # A frozen encoder is also without its dropout: what it says of a pattern is fixed.
+        condition = model.apply(
+            params,
+            peaks,
+            train and not config.train.freeze,
+            method="condition",
+            rngs={"dropout": key_dropout},
+        )
+        denoise_fn = _bind(model, params, condition, example.crystals, config)
+        return loss_of(denoise_fn, key_noise, example.crystals)
+
+    return Task(init, loss, name)
+
+
+def flow_model(config: ConfigDict) -> FlowCCSG:
+    """Build the velocity network of a ``flow`` recipe."""
+    return FlowCCSG(**_fields(config.model))
+
+
+def make_generator(config: ConfigDict) -> Generator:
+    """Return condition and sampler of a ``ccsg`` or ``flow`` recipe as jitted functions."""
+    model = flow_model(config) if config.task == "flow" else CCSG(**_fields(config.model))
+
+    @jax.jit
+    def condition(params: Params, peaks: PeakBatch) -> Condition:
+        return model.apply(params, to_form(peaks, config), method="condition")
+
+    @jax.jit
+    def sample(
+        params: Params,
+        key: jax.Array,
+        condition: Condition,
+        atomic_numbers: jax.Array,
+        lattice: jax.Array | None = None,
+    ) -> CrystalBatch:
+        crystals = CrystalBatch(atomic_numbers, None, None)
+        denoise_fn = _bind(model, params, condition, crystals, config)
+        if config.task == "flow":
+            options = flow_sampler.FlowSampling(**dict(config.sampling))
+            batch, _ = flow_sampler.flow_sample(
+                key, denoise_fn, atomic_numbers, _stats(config), options, lattice=lattice
+            )
+        else:
+            schedules = make_schedules(config.diffusion.num_steps)
+            batch, _ = sampler.sample(key, denoise_fn, atomic_numbers, schedules, lattice=lattice)
+        return batch
+
+    return Generator(condition, sample)
+
+
+def _bind(
+    model: CCSG | FlowCCSG,
+    params: Params,
+    condition: Condition,
+    crystals: CrystalBatch,
+    config: ConfigDict,
+) -> DenoiseFn:
+    """Bind everything but the noisy state; distances in the flow come from the decoded cell."""
+    uses_distances = config.task == "flow" and config.model.network.get("num_radial", 0)
+
+    def denoise(x: jax.Array, lattice: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        extra = {}
+        if uses_distances:
+            cell = decode(lattice, crystals.num_atoms, _stats(config))
+            extra["metric"] = jax.lax.stop_gradient(jnp.einsum("gik,gjk->gij", cell, cell))
+        numbers = jnp.asarray(crystals.atomic_numbers)
+        args = (condition, numbers, x, lattice, t)
+        return model.apply(params, *args, **extra, method="denoise")
+
+    return denoise
+
+
+def _stats(config: ConfigDict) -> LatticeStats:
+    if "lattice_stats" not in config:
+        raise ValueError(
+            "this flow recipe has no lattice_stats yet; see tasks.with_statistics, which "
+            "experiment.run applies to the training set"
+        )
+    return LatticeStats(*(np.asarray(config.lattice_stats[k]) for k in LatticeStats._fields))
+
+
+def _fields(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain dict of a config section, mappings frozen as flax fields want them."""
+    plain = section.to_dict() if isinstance(section, ConfigDict) else dict(section)
+    return {k: _hashable(v) for k, v in plain.items()}
+
+
+def _hashable(value: Any) -> Any:
+    from flax.core import FrozenDict
+
+    if isinstance(value, Mapping):
+        return FrozenDict({k: _hashable(v) for k, v in value.items()})
+    if isinstance(value, (list, tuple)):
+        return tuple(_hashable(v) for v in value)
+    return value

@@ -39,7 +39,7 @@ class GoldenCase(NamedTuple):
     num_nodes: int
 
     def dense(self, flat: np.ndarray) -> jnp.ndarray:
-        """Scatter [..., n_atoms_of_all, 3] of concatenated crystals to [..., n_graph, n_node, 3]."""
+        """Scatter [..., n, 3] of all atoms in a row to [..., n_graph, n_node, 3]."""
         counts, graph = self.inputs["num_atoms"], self.inputs["node2graph"]
         place = np.arange(len(graph)) - (np.cumsum(counts) - counts)[graph]
         out = np.zeros((*flat.shape[:-2], len(counts), self.num_nodes, 3), flat.dtype)

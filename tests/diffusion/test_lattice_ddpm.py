@@ -49,7 +49,10 @@ def test_forward_marginal_is_what_single_steps_build_up():
         noise = jax.random.normal(jax.random.key(i), clean.shape)
         chain = jnp.sqrt(1 - beta) * chain + jnp.sqrt(beta) * noise
     once = lattice_ddpm.diffuse(
-        clean, jnp.full(len(clean), t), jax.random.normal(jax.random.key(99), clean.shape), SCHEDULES
+        clean,
+        jnp.full(len(clean), t),
+        jax.random.normal(jax.random.key(99), clean.shape),
+        SCHEDULES,
     )
     for a, b in ((chain, once), (chain**2, once**2)):
         error = jnp.sqrt((a.var() + b.var()) / a.size)

@@ -13,7 +13,9 @@ SCHEDULES = make_schedules(1000)
 @pytest.mark.parametrize("name", ["small", "large", "edge"])
 def test_golden_loss_of_the_reference(golden, name):
     case = golden_case(golden, name)
-    noise, out = (np.load(golden / f) for f in (f"noise_{name}.npz", f"narrow_ccsg_train_{name}_f32.npz"))
+    noise, out = (
+        np.load(golden / f) for f in (f"noise_{name}.npz", f"narrow_ccsg_train_{name}_f32.npz")
+    )
     draws = losses.DiffusionNoise(
         jnp.asarray(noise["train/times"]),
         jnp.asarray(noise["train/rand_l"]),
@@ -30,7 +32,7 @@ def test_golden_loss_of_the_reference(golden, name):
         np.testing.assert_allclose(lattice, out["input_lattice"], atol=2e-5)
         return case.dense(out["pred_x"]), jnp.asarray(out["pred_l"])
 
-    noisy, target = losses.add_noise(case.batch, draws, schedules)
+    _, target = jax.jit(losses.add_noise)(case.batch, draws, schedules)
     np.testing.assert_allclose(
         target * case.batch.node_mask[:, :, None], case.dense(out["target_x"]), atol=3e-5
     )
@@ -55,10 +57,13 @@ def test_padding_changes_neither_loss_nor_gradient():
     wide = random_batch(0, sizes, num_nodes=9, num_graphs=5)
 
     def loss(params, batch):
-        return losses.diffusion_loss(jax.random.key(4), linear_denoiser(params), batch, SCHEDULES)[0]
+        return losses.diffusion_loss(jax.random.key(4), linear_denoiser(params), batch, SCHEDULES)[
+            0
+        ]
 
     params = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)), jnp.float32)
-    (a, grad_a), (b, grad_b) = (jax.value_and_grad(loss)(params, x) for x in (tight, wide))
+    step = jax.jit(jax.value_and_grad(loss))
+    (a, grad_a), (b, grad_b) = (step(params, x) for x in (tight, wide))
     np.testing.assert_allclose(a, b, rtol=1e-6)
     np.testing.assert_allclose(grad_a, grad_b, rtol=1e-5)
 
@@ -66,6 +71,7 @@ def test_padding_changes_neither_loss_nor_gradient():
 def test_the_oracle_has_no_loss_and_the_flipped_sign_has():
     batch = random_batch(2, (4, 6, 1), num_nodes=7)
 
+    @jax.jit
     def metrics(sign):
         oracle = losses.oracle_denoiser(batch, SCHEDULES)
 
@@ -92,11 +98,12 @@ def test_target_has_unit_mean_square_at_every_step():
 def test_draws_are_the_crystals_own_and_t_is_uniform_on_1_to_T():
     key = jax.random.key(8)
     small, large = random_batch(0, (3, 4)), random_batch(0, (3, 4, 6), num_nodes=10)
-    a, b = (losses.draw_noise(key, x, 10) for x in (small, large))
+    draw = jax.jit(losses.draw_noise, static_argnums=2)
+    a, b = (draw(key, x, 10) for x in (small, large))
     for x, y in zip(a, b):
         np.testing.assert_array_equal(x, y[:2, : x.shape[1]] if x.ndim > 1 else y[:2])
     many = jax.tree.map(lambda x: jnp.zeros((4000, *x.shape[1:]), x.dtype), small)
-    draws = losses.draw_noise(key, many, 10)
+    draws = draw(key, many, 10)
     counts = np.bincount(draws.t, minlength=11)
     assert counts[0] == 0
     assert len(counts) == 11

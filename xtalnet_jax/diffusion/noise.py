@@ -37,8 +37,14 @@ def per_crystal(
     return jax.vmap(lambda key: draw(key, shape, dtype))(keys)
 
 
-def per_atom(keys: jax.Array, num_nodes: int, draw: DrawFn, dtype: Any = float) -> jax.Array:
-    """Draw [n_graph, n_node, 3]; what atom i of a crystal gets does not depend on ``num_nodes``."""
+def per_atom(
+    keys: jax.Array,
+    num_nodes: int,
+    draw: DrawFn,
+    dtype: Any = float,
+    shape: tuple[int, ...] = (3,),
+) -> jax.Array:
+    """Draw [n_graph, n_node, *shape]; what an atom gets depends on its index, not ``num_nodes``."""
     fold_atoms = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     atom_keys = fold_atoms(keys, jnp.arange(num_nodes))
-    return jax.vmap(lambda crystal: per_crystal(crystal, (3,), draw, dtype))(atom_keys)
+    return jax.vmap(lambda crystal: per_crystal(crystal, shape, draw, dtype))(atom_keys)

@@ -76,12 +76,11 @@ def predictor_corrector(
 
     def draw(keys: jax.Array, state: SamplerState) -> StepNoise:
         keys, dtype = noise.fold_in(keys, state.t), state.frac_coords.dtype
-        num_nodes = state.frac_coords.shape[1]
-        return StepNoise(
-            noise.per_atom(noise.fold_in(keys, 0), num_nodes, jax.random.normal, dtype),
-            noise.per_atom(noise.fold_in(keys, 1), num_nodes, jax.random.normal, dtype),
-            noise.per_crystal(noise.fold_in(keys, 2), (3, 3), jax.random.normal, dtype),
+        coord = noise.per_atom(
+            noise.fold_in(keys, 0), state.frac_coords.shape[1], jax.random.normal, dtype, (2, 3)
         )
+        lattice = noise.per_crystal(noise.fold_in(keys, 1), (3, 3), jax.random.normal, dtype)
+        return StepNoise(coord[:, :, 0], coord[:, :, 1], lattice)
 
     def step(
         keys: jax.Array, state: SamplerState, step_noise: StepNoise | None = None

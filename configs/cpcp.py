@@ -16,6 +16,7 @@ def get_config(arg: str = ""):
         "network": {"width": 512, "layers": 6, "num_freqs": 128},
         "projection": 512,
         "lattice_form": "log_metric",
+        "init_log_scale": 3.0,
     }
     # Negatives come from the batch, so it is large for every size of cell.
     config.data.update({"budget_pairs": 25600, "max_batch": 128})

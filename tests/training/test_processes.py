@@ -20,6 +20,15 @@ from xtalnet_jax.training import checkpoint
 from xtalnet_jax.training.metrics_log import read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
+CACHE = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(compilation_cache, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compilation_cache))
 
 
 def start(workdir: Path, config: dict, task: str = "plain", **env: str) -> subprocess.Popen:
@@ -27,7 +36,7 @@ def start(workdir: Path, config: dict, task: str = "plain", **env: str) -> subpr
     return subprocess.Popen(
         [sys.executable, "-m", "tests.training.worker", workdir, json.dumps(config), task],
         cwd=REPOSITORY,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY), **env},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY), **CACHE, **env},
         stderr=subprocess.PIPE,
         text=True,
     )

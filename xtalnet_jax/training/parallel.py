@@ -41,6 +41,8 @@ class Parallel(NamedTuple):
         """The same host tree on every device."""
         if self.axis_name is None:
             return jax.device_put(tree)
+        if not jax.tree.leaves(tree):  # which pmap over several processes does not bear
+            return tree
         copy = jax.pmap(lambda _, x: x, in_axes=(0, None))
         return copy(np.zeros(self.num_local, np.int8), tree)
 

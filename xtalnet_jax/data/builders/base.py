@@ -46,6 +46,7 @@ class CrystalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         pairs = features.Tensor(shape=(None, 2), dtype=np.float32)
         return tfds.core.DatasetInfo(
             builder=self,
+            disable_shuffling=True,  # the order of the files; training shuffles for itself
             description=self.TITLE,
             homepage=self.URL,
             license=self.LICENCE,

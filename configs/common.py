@@ -70,11 +70,15 @@ def base(task: str) -> ConfigDict:
 def smoke(config: ConfigDict) -> ConfigDict:
     """Shrink a recipe to a run of seconds on the textbook crystals: every code path, no skill."""
     config.data.train = config.data.eval = "textbook"
-    config.data.update({"num_eval": 12, "num_atoms_buckets": (4, 6), "budget_pairs": 200, "max_batch": 8})
+    config.data.update(
+        {"num_eval": 12, "num_atoms_buckets": (4, 6), "budget_pairs": 200, "max_batch": 8}
+    )
     config.pattern.num_peaks = 24
     config.model.encoder.update({"width": 32, "ffn": 64, "heads": 4, "layers": 1})
     config.model.network.update({"width": 32, "layers": 2, "num_freqs": 8})
-    config.train.update({"num_epochs": 2, "log_every": 1, "eval_every": 2, "checkpoint_every_steps": 2})
+    config.train.update(
+        {"num_epochs": 2, "log_every": 1, "eval_every": 2, "checkpoint_every_steps": 2}
+    )
     return config
 
 

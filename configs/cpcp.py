@@ -11,7 +11,12 @@ def get_config(arg: str = ""):
     config = common.base("cpcp")
     config.model = {
         "encoder": {
-            "width": 512, "ffn": 2048, "heads": 16, "layers": 8, "dropout": 0.1, "position": "fourier",
+            "width": 512,
+            "ffn": 2048,
+            "heads": 16,
+            "layers": 8,
+            "dropout": 0.1,
+            "position": "fourier",
         },
         "network": {"width": 512, "layers": 6, "num_freqs": 128},
         "projection": 512,

@@ -15,37 +15,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xtalnet_jax import tasks
-from xtalnet_jax.data import packed as packed_sets
 from xtalnet_jax.data.batches import BucketedBatches
+from xtalnet_jax.data.fixtures import load_set
+from xtalnet_jax.data.packed import PackedSet
 from xtalnet_jax.pretrained.weights import load_weights, save_weights, take_over
 from xtalnet_jax.training.loop import train
 
-TEXTBOOK = "textbook"
-"""Name of the built-in data set of textbook crystals (`data.fixtures`)."""
 
-
-def load_set(path: str, max_atoms: int | None = None) -> packed_sets.PackedSet:
-    """Read a packed set written by ``launch.prepare``, or the built-in ``"textbook"`` one.
-
-    Crystals of more than ``max_atoms`` atoms are left out.
-
-    Raises:
-        ValueError: there is no such set, or nothing is left of it.
-    """
-    if path == TEXTBOOK:
-        from xtalnet_jax.data.fixtures import textbook_set
-
-        packed = textbook_set()
-    else:
-        packed = packed_sets.load(path)
-    if max_atoms is not None and (packed.num_atoms > max_atoms).any():
-        packed = packed.select(packed.num_atoms <= max_atoms)
-    if not packed.num_crystals:
-        raise ValueError(f"{path} holds no crystal of at most {max_atoms} atoms")
-    return packed
-
-
-def batches(config: ConfigDict, packed: packed_sets.PackedSet, shuffle: bool) -> BucketedBatches:
+def batches(config: ConfigDict, packed: PackedSet, shuffle: bool) -> BucketedBatches:
     """Cut the set into batches as ``config.data`` says."""
     return BucketedBatches(
         packed,

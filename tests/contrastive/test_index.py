@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from xtalnet_jax.contrastive import index as index_module
-from xtalnet_jax.contrastive.index import RetrievalIndex
+from xtalnet_jax.contrastive.index import VectorIndex
 
 
 def unit_vectors(n, d, seed=0):
@@ -14,7 +14,7 @@ def unit_vectors(n, d, seed=0):
 def test_equals_a_full_sort(monkeypatch, n, chunk):
     monkeypatch.setattr(index_module, "CHUNK", chunk)
     vectors, queries = unit_vectors(n, 16), unit_vectors(5, 16, seed=1)
-    index = RetrievalIndex.build(vectors, range(n))
+    index = VectorIndex.build(vectors, range(n))
     k = min(n, 70)
     scores, indices = index.query_vectors(queries, k)
     exact = queries.astype(np.float64) @ vectors.astype(np.float64).T
@@ -28,7 +28,7 @@ def test_equals_a_full_sort(monkeypatch, n, chunk):
 def test_many_queries_and_a_single_one(monkeypatch):
     monkeypatch.setattr(index_module, "MAX_QUERIES", 4)
     vectors = unit_vectors(50, 8)
-    index = RetrievalIndex.build(vectors, [f"mp-{i}" for i in range(50)])
+    index = VectorIndex.build(vectors, [f"mp-{i}" for i in range(50)])
     scores, indices = index.query_vectors(vectors[:11], 3)
     np.testing.assert_array_equal(indices[:, 0], np.arange(11))
     np.testing.assert_allclose(scores[:, 0], 1.0, atol=1e-6)
@@ -41,24 +41,24 @@ def test_many_queries_and_a_single_one(monkeypatch):
 def test_equal_scores_come_in_order(monkeypatch):
     monkeypatch.setattr(index_module, "CHUNK", 3)
     vector = unit_vectors(1, 4)
-    index = RetrievalIndex.build(np.repeat(vector, 10, 0), range(10))
+    index = VectorIndex.build(np.repeat(vector, 10, 0), range(10))
     np.testing.assert_array_equal(index.query_vectors(vector[0], 10)[1], np.arange(10))
 
 
 def test_negative_similarities_are_not_beaten_by_padding(monkeypatch):
     monkeypatch.setattr(index_module, "CHUNK", 4)
     vector = unit_vectors(1, 4)
-    index = RetrievalIndex.build(-np.repeat(vector, 5, 0), range(5))
+    index = VectorIndex.build(-np.repeat(vector, 5, 0), range(5))
     scores, indices = index.query_vectors(vector[0], 5)
     np.testing.assert_allclose(scores, -1.0, atol=1e-6)
     assert sorted(indices) == list(range(5))
 
 
 def test_round_trip_and_atomic_save(tmp_path, monkeypatch):
-    index = RetrievalIndex.build(unit_vectors(9, 4), "abcdefghi", {"model": "x", "z": [1, 2]})
+    index = VectorIndex.build(unit_vectors(9, 4), "abcdefghi", {"model": "x", "z": [1, 2]})
     path = tmp_path / "new" / "index.npz"
     index.save(path)
-    back = RetrievalIndex.load(path)
+    back = VectorIndex.load(path)
     np.testing.assert_array_equal(back.vectors, index.vectors)
     assert back.ids == index.ids
     assert back.meta == index.meta
@@ -70,7 +70,7 @@ def test_round_trip_and_atomic_save(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "savez", fail)
     with pytest.raises(OSError, match="disk full"):
-        RetrievalIndex.build(unit_vectors(2, 4), "ab").save(path)
+        VectorIndex.build(unit_vectors(2, 4), "ab").save(path)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["index.npz"]
 
@@ -89,11 +89,11 @@ def test_round_trip_and_atomic_save(tmp_path, monkeypatch):
 def test_build_refuses(change, message):
     good = {"vectors": unit_vectors(3, 4), "ids": "abc"}
     with pytest.raises(ValueError, match=message):
-        RetrievalIndex.build(**{**good, **change})
+        VectorIndex.build(**{**good, **change})
 
 
 def test_query_and_files_refuse(tmp_path):
-    index = RetrievalIndex.build(unit_vectors(3, 4), "abc")
+    index = VectorIndex.build(unit_vectors(3, 4), "abc")
     for k in (0, 4):
         with pytest.raises(ValueError, match=f"k is {k}, expected 1 to 3"):
             index.query_vectors(unit_vectors(1, 4), k)
@@ -104,9 +104,9 @@ def test_query_and_files_refuse(tmp_path):
     with pytest.raises(ValueError, match=r"ending in \.npz"):
         index.save(tmp_path / "index")
     with pytest.raises(FileNotFoundError):
-        RetrievalIndex.load(tmp_path / "none.npz")
+        VectorIndex.load(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("no archive")
     np.savez(tmp_path / "other.npz", vectors=np.ones(3))
     for name in ("text.npz", "other.npz"):
         with pytest.raises(ValueError, match="is not a retrieval index"):
-            RetrievalIndex.load(tmp_path / name)
+            VectorIndex.load(tmp_path / name)

@@ -21,7 +21,7 @@ MAX_QUERIES = 256
 """Queries compared at once."""
 
 
-class RetrievalIndex(NamedTuple):
+class VectorIndex(NamedTuple):
     """Unit vectors with names; build one with `build`, ask with `query_vectors`."""
 
     blocks: jax.Array  # [n_chunk, chunk, d] float32, zero rows after the last entry
@@ -31,7 +31,7 @@ class RetrievalIndex(NamedTuple):
     @classmethod
     def build(
         cls, vectors: Any, ids: Sequence[Any], meta: Mapping[str, Any] | None = None
-    ) -> RetrievalIndex:
+    ) -> VectorIndex:
         """Make an index.
 
         Args:
@@ -141,7 +141,7 @@ class RetrievalIndex(NamedTuple):
             raise
 
     @classmethod
-    def load(cls, path: str | Path) -> RetrievalIndex:
+    def load(cls, path: str | Path) -> VectorIndex:
         """Read what `save` wrote.
 
         Raises:

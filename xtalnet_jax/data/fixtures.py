@@ -10,7 +10,7 @@ import numpy as np
 
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.elements import SYMBOLS
-from xtalnet_jax.data.packed import PackedSet, from_crystals
+from xtalnet_jax.data.packed import PackedSet, from_crystals, load
 from xtalnet_jax.pxrd.simulate import lines_of
 
 
@@ -91,3 +91,26 @@ def textbook_set(num_lines: int = 64) -> PackedSet:
     crystals = textbook_crystals()
     lines = lines_of(list(crystals.values()), inv_d_max=1.0, num_lines=num_lines)
     return from_crystals(list(crystals), list(crystals.values()), lines)
+
+
+TEXTBOOK = "textbook"
+"""Name of the built-in data set of textbook crystals (`textbook_set`)."""
+
+
+def load_set(path: str, max_atoms: int | None = None) -> PackedSet:
+    """Read a packed set written by ``launch.prepare``, or the built-in ``"textbook"`` one.
+
+    Crystals of more than ``max_atoms`` atoms are left out.
+
+    Raises:
+        ValueError: there is no such set, or nothing is left of it.
+    """
+    if path == TEXTBOOK:
+        packed = textbook_set()
+    else:
+        packed = load(path)
+    if max_atoms is not None and (packed.num_atoms > max_atoms).any():
+        packed = packed.select(packed.num_atoms <= max_atoms)
+    if not packed.num_crystals:
+        raise ValueError(f"{path} holds no crystal of at most {max_atoms} atoms")
+    return packed

@@ -51,8 +51,8 @@ def ranker_from_config(config: Mapping[str, Any]) -> Ranker:
     """
     if tuple(config["features"]) != FEATURES:
         raise ValueError(
-            f"the stored ranker uses the features {list(config['features'])}, this version computes "
-            f"{list(FEATURES)}; fit it again with `python -m launch.evaluate --fit_ranker`"
+            f"the stored ranker uses the features {list(config['features'])}, this version "
+            f"computes {list(FEATURES)}; fit it again with `python -m launch.evaluate --fit_ranker`"
         )
     return Ranker(
         np.asarray(config["mean"], float),
@@ -105,7 +105,8 @@ def fit_ranker(features: np.ndarray, matched: np.ndarray, penalty: float = 1.0) 
     x, y = np.asarray(features, float), np.asarray(matched, float)
     if not 0.0 < y.mean() < 1.0:
         raise ValueError(
-            f"{int(y.sum())} of {len(y)} candidates matched; fitting a ranker needs matches and misses"
+            f"{int(y.sum())} of {len(y)} candidates matched; fitting a ranker needs matches "
+            "and misses"
         )
     mean, scale = x.mean(0), np.maximum(x.std(0), 1e-6)
     z = (x - mean) / scale

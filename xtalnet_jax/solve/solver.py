@@ -128,7 +128,7 @@ class Solver(NamedTuple):
         return np.asarray(self.embedder.patterns(self.embedder_params, self.peaks_of(patterns)))
 
     def embed_crystals(self, crystals: list[Crystal], batch_size: int = 256) -> np.ndarray:
-        """Return one unit vector per crystal, [n, d]; any number of crystals up to the model's size.
+        """Return one unit vector per crystal, [n, d].
 
         Raises:
             ValueError: a crystal has more atoms than the model takes.
@@ -185,9 +185,7 @@ class Solver(NamedTuple):
         )
         return unstack_crystals(batch)[:num_candidates]
 
-    def fit(
-        self, crystals: list[Crystal], pattern: Pattern, peaks: PeakBatch, refine: bool
-    ) -> Fit:
+    def fit(self, crystals: list[Crystal], pattern: Pattern, peaks: PeakBatch, refine: bool) -> Fit:
         """Compare candidates with the pattern, after refining them if wanted."""
         from xtalnet_jax.refine.refine import compare
         from xtalnet_jax.refine.refine import refine as refine_crystals
@@ -228,8 +226,8 @@ class Solver(NamedTuple):
     def _bucket(self, num_atoms: np.ndarray) -> np.ndarray:
         if num_atoms.max(initial=0) > self.max_atoms:
             raise ValueError(
-                f"a cell of {num_atoms.max()} atoms is larger than the {self.max_atoms} atoms these "
-                "weights were made for"
+                f"a cell of {num_atoms.max()} atoms is larger than the {self.max_atoms} atoms "
+                "these weights were made for"
             )
         return np.array(SIZES)[np.searchsorted(SIZES, num_atoms)]
 
@@ -247,9 +245,7 @@ def features_of(fit: Fit) -> Features:
     votes = np.array([(group == g).mean() for g in group])
     contact = np.array([plausibility.shortest_contact(c) for c in fit.crystals])
     sizes = np.array([len(c.atomic_numbers) for c in fit.crystals])
-    matrix = ranking.feature_matrix(
-        fit.cosine, fit.rwp, fit.similarity, votes, contact, sizes
-    )
+    matrix = ranking.feature_matrix(fit.cosine, fit.rwp, fit.similarity, votes, contact, sizes)
     return Features(matrix, group)
 
 
@@ -269,8 +265,7 @@ def load_solver(name: str = "default") -> Solver:
     generator_params, generator = load_weights(generator_file)
     cpcp, generator = ConfigDict(cpcp), ConfigDict(generator)
     rankers = {
-        kind: ranking.ranker_from_config(generator.rankers[kind])
-        for kind in ("refined", "raw")
+        kind: ranking.ranker_from_config(generator.rankers[kind]) for kind in ("refined", "raw")
     }
     return Solver(
         tasks.make_embedder(cpcp),

@@ -1,0 +1,1 @@
+"""Measurements of the project; each module is a command that writes into ``results/``."""

@@ -1,0 +1,61 @@
+"""Measure a solver on crystals it was not trained on: retrieval and ranked generation.
+
+  python -m launch.evaluate --data=mp20_val.npz --num_items=200 --out=results/mp20_val
+  python -m launch.evaluate --data=mp20_val.npz --fit_ranker --out=runs/fit   (validation data only)
+
+--data is a set written by launch.prepare. Patterns are simulated (Cu K-alpha, 5 to 90 degrees);
+composition and the number of atoms are given. Writes OUT/results.json and OUT/results.md; every
+attempt is kept in OUT, so that an interrupted run goes on where it was.
+"""
+
+from absl import flags
+
+from launch import cli
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+    flags.DEFINE_string("data", None, "packed set written by launch.prepare, or 'textbook'")
+    flags.DEFINE_string("weights", "default", "bundled name, or folder with both weight files")
+    flags.DEFINE_string("out", "runs/evaluation", "folder for records and tables")
+    flags.DEFINE_integer("num_items", 200, "crystals to solve, drawn with --item_seed")
+    flags.DEFINE_integer("num_candidates", 20, "structures drawn for each")
+    flags.DEFINE_integer("pool", 1000, "crystals to retrieve among, 0 for no retrieval")
+    flags.DEFINE_integer("seed", 0, "of the generator")
+    flags.DEFINE_integer("item_seed", 0, "of the choice of crystals")
+    flags.DEFINE_bool("refine", True, "refine candidates before ranking")
+    flags.DEFINE_bool("shuffled", True, "also run the control with permuted patterns")
+    flags.DEFINE_bool("fit_ranker", False, "fit the ranker to these items and print it as JSON")
+    flags.DEFINE_integer("workers", 2, "processes that compare structures")
+
+
+def main() -> None:
+    """Check the flags and hand over to `solve.report_card`."""
+    if not FLAGS.data:
+        raise ValueError("--data is needed: a set written by launch.prepare, or 'textbook'")
+    if FLAGS.num_items < 1 or FLAGS.num_candidates < 1:
+        raise ValueError("--num_items and --num_candidates must be at least 1")
+    from xtalnet_jax import compilation
+    from xtalnet_jax.data.fixtures import load_set
+    from xtalnet_jax.solve import report_card
+    from xtalnet_jax.solve.solver import load_solver
+
+    compilation.use_cache()
+    solver = load_solver(FLAGS.weights)
+    options = report_card.Options(
+        num_items=FLAGS.num_items,
+        num_candidates=FLAGS.num_candidates,
+        pool=FLAGS.pool,
+        seed=FLAGS.seed,
+        item_seed=FLAGS.item_seed,
+        refine=FLAGS.refine,
+        shuffled=FLAGS.shuffled,
+        fit_ranker=FLAGS.fit_ranker,
+        workers=FLAGS.workers,
+    )
+    packed = load_set(FLAGS.data, solver.max_atoms)
+    print(report_card.report(solver, packed, FLAGS.data, options, FLAGS.out))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,187 @@
+"""Solve the patterns of many known crystals and record every candidate: the raw data of a table.
+
+One line of ``items.jsonl`` per crystal, appended as soon as it is done, so that a run can be
+stopped at any moment and goes on where it was. What the lines mean for match rates is
+`evaluation`; the two meet in ``launch.evaluate``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from xtalnet_jax.crystals.crystal import Crystal
+from xtalnet_jax.evaluation.generation import Attempt, attempts_from_records
+from xtalnet_jax.evaluation.matching import MatchPair, match_many
+from xtalnet_jax.pxrd.pattern import Pattern
+from xtalnet_jax.solve import ranking
+from xtalnet_jax.solve.solver import Solver, features_of
+
+
+class Item(NamedTuple):
+    """One question: which crystal has this composition and this pattern?"""
+
+    id: str
+    truth: Crystal
+    pattern: Pattern
+
+
+class Assessed(NamedTuple):
+    """All candidates of one item."""
+
+    id: str
+    candidates: list[Crystal]
+    features: np.ndarray  # [n, num_features], see `ranking.feature_matrix`
+    group: np.ndarray  # [n], equal for candidates that are the same structure
+    seconds: dict[str, float]
+
+    @property
+    def similarity(self) -> np.ndarray:
+        """[n] cosine similarity of pattern and crystal embedding."""
+        return self.features[:, ranking.FEATURES.index("similarity")]
+
+
+def assess(
+    solver: Solver,
+    items: Sequence[Item],
+    path: str | Path,
+    num_candidates: int = 20,
+    refine: bool = True,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Assessed]:
+    """Draw, fit and describe candidates for every item, composition and Z given.
+
+    Args:
+        solver: weights to assess.
+        items: what to solve.
+        path: record file; items found in it are not solved again.
+        num_candidates: drawn per item.
+        refine: fit every candidate to the pattern.
+        seed: of the generator; item i draws with its own key.
+        progress: called with the numbers of items done and to do.
+
+    Raises:
+        ValueError: the file holds another number of candidates or another kind of run.
+    """
+    path = Path(path)
+    asked = {"num_candidates": num_candidates, "refine": refine, "seed": seed}
+    done = _read(path, asked)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for i, item in enumerate(items):
+            if item.id not in done:
+                key = jax.random.fold_in(jax.random.key(seed), i)
+                found = _assess_one(solver, item, key, num_candidates, refine)
+                done[item.id] = found
+                file.write(json.dumps({**asked, **_to_json(found)}) + "\n")
+                file.flush()
+            if progress:
+                progress(i + 1, len(items))
+    return [done[item.id] for item in items]
+
+
+def _assess_one(
+    solver: Solver, item: Item, key: jax.Array, num_candidates: int, refine: bool
+) -> Assessed:
+    start = time.perf_counter()
+    peaks = solver.peaks_of([item.pattern])
+    numbers = np.sort(item.truth.atomic_numbers)
+    proposals = solver.propose(key, peaks, numbers, num_candidates)
+    generated = time.perf_counter()
+    fit = solver.fit(proposals, item.pattern, peaks, refine)
+    fitted = time.perf_counter()
+    features = features_of(fit)
+    seconds = {
+        "generate": generated - start,
+        "refine": fitted - generated,
+        "rank": time.perf_counter() - fitted,
+    }
+    return Assessed(item.id, fit.crystals, features.matrix, features.group, seconds)
+
+
+def match(
+    items: Sequence[Item], assessed: Sequence[Assessed], path: str | Path, workers: int = 2
+) -> list[Any]:
+    """Match every candidate with the truth at all tolerances; records of `matching.match_many`."""
+    pairs = [
+        MatchPair(item.id, k, candidate, item.truth)
+        for item, found in zip(items, assessed)
+        for k, candidate in enumerate(found.candidates)
+    ]
+    return match_many(pairs, workers=workers, timeout_s=20.0, record_path=path)
+
+
+def ranked_attempts(
+    assessed: Sequence[Assessed], records: Sequence[Any], ranker: ranking.Ranker, tolerance: str
+) -> list[Attempt]:
+    """Score candidates as the solver ranks them: by confidence, equal structures only once.
+
+    A repetition of a structure goes behind all different ones, as `Solver.rank` drops it.
+    """
+    scores = {}
+    for found in assessed:
+        confidence = ranker.confidence(found.features)
+        seen: set[int] = set()
+        for k in np.argsort(-confidence, kind="stable"):
+            repeated = int(found.group[k]) in seen
+            seen.add(int(found.group[k]))
+            scores[found.id, int(k)] = float(confidence[k]) - 2.0 * repeated
+    return attempts_from_records(records, scores, tolerance)
+
+
+def similarity_attempts(
+    assessed: Sequence[Assessed], records: Sequence[Any], tolerance: str
+) -> list[Attempt]:
+    """Score candidates by CPCP similarity alone, the paper's ranking."""
+    scores = {(f.id, k): float(s) for f in assessed for k, s in enumerate(f.similarity)}
+    return attempts_from_records(records, scores, tolerance)
+
+
+def matched_flags(
+    assessed: Sequence[Assessed], records: Sequence[Any], tolerance: str
+) -> np.ndarray:
+    """[all candidates] bool, in the order of ``np.concatenate([a.features for a in assessed])``."""
+    found = {(r.item, r.candidate): r.rmse[tolerance] is not None for r in records}
+    return np.array([found[a.id, k] for a in assessed for k in range(len(a.candidates))])
+
+
+def _to_json(found: Assessed) -> dict[str, Any]:
+    return {
+        "id": found.id,
+        "candidates": [[np.asarray(x).tolist() for x in c] for c in found.candidates],
+        "features": np.round(found.features, 6).tolist(),
+        "group": found.group.tolist(),
+        "seconds": {k: round(v, 3) for k, v in found.seconds.items()},
+    }
+
+
+def _read(path: Path, asked: dict[str, Any]) -> dict[str, Assessed]:
+    done: dict[str, Assessed] = {}
+    if not path.is_file():
+        return done
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:  # the last line was cut off by an interruption
+        path.write_text(whole, encoding="utf-8")
+    for line in whole.splitlines():
+        entry = json.loads(line)
+        other = {k: entry[k] for k in asked if entry[k] != asked[k]}
+        if other:
+            raise ValueError(
+                f"{path} was made with {other}, now asked for {asked}: choose another --out"
+            )
+        done[entry["id"]] = Assessed(
+            entry["id"],
+            [Crystal(*(np.asarray(x) for x in c)) for c in entry["candidates"]],
+            np.asarray(entry["features"]),
+            np.asarray(entry["group"]),
+            entry["seconds"],
+        )
+    return done

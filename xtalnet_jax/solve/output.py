@@ -1,0 +1,135 @@
+"""Write a solution to a folder: CIF files, a table, a JSON record and the report.
+
+Files appear complete or not at all: everything is written to a temporary folder beside the
+destination and moved into place at the end.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xtalnet_jax.crystals.elements import formula_of
+from xtalnet_jax.crystals.lattice import parameters_from_matrix
+from xtalnet_jax.solve.report import report_html
+from xtalnet_jax.solve.solution import Candidate, Solution
+from xtalnet_jax.version import __version__
+
+COLUMNS = [
+    "rank",
+    "file",
+    "formula",
+    "space_group",
+    "a",
+    "b",
+    "c",
+    "alpha",
+    "beta",
+    "gamma",
+    "volume",
+    "rwp",
+    "similarity",
+    "confidence",
+]
+
+
+def save_solution(solution: Solution, folder: str | Path) -> list[Path]:
+    """Write ``candidates.csv``, ``candidate_01.cif`` ..., ``result.json`` and ``report.html``.
+
+    Files of an earlier solution in the folder are replaced, other files are left alone.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        cif_name(i): cif_text(c, solution, i) for i, c in enumerate(solution.candidates, start=1)
+    }
+    texts["candidates.csv"] = table_text(solution)
+    texts["result.json"] = json.dumps(record(solution), indent=1) + "\n"
+    texts["report.html"] = report_html(solution)
+    staging = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
+    try:
+        for name, text in texts.items():
+            (staging / name).write_text(text, encoding="utf-8")
+        for old in folder.glob("candidate_*.cif"):
+            if old.name not in texts:
+                old.unlink()
+        for name in texts:
+            os.replace(staging / name, folder / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return [folder / name for name in texts]
+
+
+def cif_name(rank: int) -> str:
+    """File name of the candidate of that rank, from 1."""
+    return f"candidate_{rank:02d}.cif"
+
+
+def row(candidate: Candidate, rank: int) -> dict[str, Any]:
+    """Return one line of the table, by column name."""
+    lengths, angles = (np.asarray(x) for x in parameters_from_matrix(candidate.crystal.lattice))
+    numbers = dict(zip(("a", "b", "c", "alpha", "beta", "gamma"), [*lengths, *angles]))
+    numbers["volume"] = abs(np.linalg.det(candidate.crystal.lattice))
+    for name in ("rwp", "similarity", "confidence"):
+        numbers[name] = getattr(candidate, name)
+    return {
+        "rank": rank,
+        "file": cif_name(rank),
+        "formula": formula_of(candidate.crystal.atomic_numbers),
+        "space_group": candidate.space_group,
+        **{k: round(float(v), 5) for k, v in numbers.items()},
+    }
+
+
+def table_text(solution: Solution) -> str:
+    """Return ``candidates.csv``."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row(c, i) for i, c in enumerate(solution.candidates, start=1))
+    return text.getvalue()
+
+
+def record(solution: Solution) -> dict[str, Any]:
+    """Return ``result.json``: everything but the patterns."""
+    return {
+        "verdict": solution.verdict,
+        "formula": solution.formula,
+        "settings": dict(solution.settings),
+        "warnings": list(solution.warnings),
+        "seconds": {k: round(v, 2) for k, v in solution.seconds.items()},
+        "candidates": [
+            {**row(c, i), "votes": c.votes} for i, c in enumerate(solution.candidates, start=1)
+        ],
+        "version": __version__,
+    }
+
+
+def cif_text(candidate: Candidate, solution: Solution, rank: int) -> str:
+    """Return the candidate as a CIF, symmetrised at 0.1 angstrom where that keeps the structure."""
+    from pymatgen.io.cif import CifWriter
+
+    structure = candidate.structure
+    try:
+        body = str(CifWriter(structure, symprec=0.1 if candidate.space_group != "P1" else None))
+    except (TypeError, ValueError):  # the symmetry search gives up on an odd cell
+        body = str(CifWriter(structure))
+    head = (
+        f"# xtalnet_jax {__version__}, candidate {rank}: R_wp {candidate.rwp:.4f}, "
+        f"confidence {candidate.confidence:.3f}, verdict {solution.verdict}\n"
+    )
+    return head + body

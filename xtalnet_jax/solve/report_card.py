@@ -1,0 +1,147 @@
+"""The tables of the paper's sections 2.3 and 2.4 for one solver and one data set."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from xtalnet_jax.data.packed import PackedSet
+from xtalnet_jax.evaluation import calibration, tables
+from xtalnet_jax.evaluation.generation import match_at_k
+from xtalnet_jax.evaluation.matching import TOLERANCES
+from xtalnet_jax.evaluation.retrieval import retrieval_report
+from xtalnet_jax.pxrd.augment import Effects, peaks_from_lines
+from xtalnet_jax.pxrd.pattern import Lines
+from xtalnet_jax.pxrd.simulate import simulate_pattern
+from xtalnet_jax.solve import assess, ranking
+from xtalnet_jax.solve.solver import Solver
+
+KS = (1, 3, 5, 10, 20)
+RANKED_BY = "field"
+"""Tolerance of the matches that the ranker learns to predict, see `evaluation.matching`."""
+
+
+class Options(NamedTuple):
+    """What to measure; the fields are the flags of ``launch.evaluate``."""
+
+    num_items: int = 200
+    num_candidates: int = 20
+    pool: int = 1000
+    seed: int = 0
+    item_seed: int = 0
+    refine: bool = True
+    shuffled: bool = True
+    fit_ranker: bool = False
+    workers: int = 2
+
+
+def report(
+    solver: Solver, packed: PackedSet, dataset: str, options: Options, out: str | Path
+) -> str:
+    """Measure, write ``results.json`` and ``results.md`` into ``out``, return the table."""
+    out, start = Path(out), time.perf_counter()
+    name = Path(dataset).stem
+    order = np.random.default_rng(options.item_seed).permutation(packed.num_crystals)
+    rows = []
+    if options.pool:
+        rows += _retrieval(solver, packed.select(np.sort(order[: options.pool])), name, start)
+    chosen = packed.select(order[: options.num_items])
+    items = make_items(chosen)
+    rows += _generation(solver, items, name, options, out, start)
+    if options.shuffled and len(items) > 1:
+        patterns = [item.pattern for item in items]
+        wrong = [i._replace(pattern=p) for i, p in zip(items, patterns[1:] + patterns[:1])]
+        control = options._replace(fit_ranker=False)
+        rows += _generation(
+            solver, wrong, name, control, out / "shuffled", start, "patterns shuffled"
+        )
+    tables.save_results(out / "results.json", rows)
+    text = tables.to_markdown(rows)
+    (out / "results.md").write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def make_items(packed: PackedSet) -> list[assess.Item]:
+    """Simulate the pattern of every crystal (Cu K-alpha, 5 to 90 degrees, no noise)."""
+    crystals = [packed.crystal(k) for k in range(packed.num_crystals)]
+    patterns = simulate_pattern(crystals)
+    return [assess.Item(str(i), c, p) for i, c, p in zip(packed.id, crystals, patterns)]
+
+
+def _retrieval(solver: Solver, pool: PackedSet, name: str, start: float) -> list[tables.ResultRow]:
+    lines = Lines(jnp.asarray(pool.lines_inv_d), jnp.asarray(pool.lines_strength))
+    peaks = peaks_from_lines(None, lines, Effects.clean(), solver.num_peaks)
+    patterns = np.asarray(solver.embedder.patterns(solver.embedder_params, peaks))
+    crystals = solver.embed_crystals([pool.crystal(k) for k in range(pool.num_crystals)])
+    found = retrieval_report(patterns @ crystals.T)
+    setting = tables.Setting(f"{solver.name}, retrieval", name, "pattern", pool.num_crystals)
+    provenance = tables.collect_provenance(time.perf_counter() - start)
+    return tables.retrieval_rows(found, setting, provenance)
+
+
+def _generation(
+    solver: Solver,
+    items: list[assess.Item],
+    name: str,
+    options: Options,
+    out: Path,
+    start: float,
+    control: str = "",
+) -> list[tables.ResultRow]:
+    kind = "refined" if options.refine else "raw"
+    assessed = assess.assess(
+        solver, items, out / f"{kind}.jsonl", options.num_candidates, options.refine,
+        options.seed, _progress(control or kind),
+    )  # fmt: skip
+    records = assess.match(items, assessed, out / f"{kind}_matches.jsonl", options.workers)
+    features = np.concatenate([a.features for a in assessed])
+    matched = assess.matched_flags(assessed, records, RANKED_BY)
+    if options.fit_ranker:
+        fitted = ranking.fit_ranker(features, matched)
+        (out / f"ranker_{kind}.json").write_text(json.dumps(fitted.to_config(), indent=1) + "\n")
+        solver = solver._replace(rankers={**solver.rankers, kind: fitted})
+    rows = []
+    provenance = tables.collect_provenance(time.perf_counter() - start)
+    ks = [k for k in KS if k <= options.num_candidates]
+    for tolerance, limits in TOLERANCES.items():
+        by_ranker = assess.ranked_attempts(assessed, records, solver.rankers[kind], tolerance)
+        by_similarity = assess.similarity_attempts(assessed, records, tolerance)
+        stated = f"{tolerance}: stol {limits.stol}, angle {limits.angle_tol}, ltol {limits.ltol}"
+        given = "pattern, composition, Z"
+        for how, attempts, order in (
+            (f"{kind}, calibrated ranker", by_ranker, "ranked"),
+            (f"{kind}, CPCP similarity", by_similarity, "ranked"),
+            (f"{kind}, random order", by_similarity, "random"),
+        ):
+            setting = tables.Setting(
+                f"{solver.name}, {how}", name, given, options.num_candidates, stated, control
+            )
+            found = match_at_k(attempts, ks, order)
+            rows += tables.generation_rows(found, setting, provenance)
+    _say_calibration(solver.rankers[kind].confidence(features), matched, control or kind)
+    return rows
+
+
+def _say_calibration(confidence: np.ndarray, matched: np.ndarray, name: str) -> None:
+    error = calibration.expected_calibration_error(confidence, matched)
+    brier = calibration.brier_score(confidence, matched)
+    print(f"{name}: calibration error {error:.3f}, Brier score {brier:.3f}", file=sys.stderr)
+
+
+def _progress(name: str) -> Callable[[int, int], None]:
+    start = time.perf_counter()
+
+    def say(done: int, total: int) -> None:
+        rate = (time.perf_counter() - start) / done
+        if done % 10 == 0 or done == total:
+            left = rate * (total - done)
+            print(f"{name}: {done}/{total}, {rate:.1f} s each, {left:.0f} s left", file=sys.stderr)
+
+    return say

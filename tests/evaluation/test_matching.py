@@ -172,11 +172,11 @@ def test_in_process_results_and_errors_keep_their_order():
 
 
 def test_hanging_and_dying_pairs_are_recorded_and_their_workers_replaced(tmp_path):
-    whats = [10, 1, 2, 3, 4, 11, 12, 1, 13]
+    kinds = [10, 1, 2, 3, 4, 11, 12, 1, 13]
     seen = []
     start = time.monotonic()
     records = match_many(
-        [pair(str(i), what) for i, what in enumerate(whats)],
+        [pair(str(i), what) for i, what in enumerate(kinds)],
         BOTH,
         workers=2,
         timeout_s=1.5,

@@ -75,8 +75,8 @@ def match_rmse(predicted: Crystal, truth: Crystal, tolerance: Tolerance) -> floa
     """RMS displacement of the best match in units of (V/N)^(1/3), or None if there is no match.
 
     Both structures are reduced to primitive Niggli cells and scaled to one volume first, so cell
-    choice, atom order, origin and volume do not count (Ong et al., Comput. Mater. Sci. 68, 314,
-    2013; ``StructureMatcher.get_rms_dist``).
+    choice, atom order, origin and volume do not count (Ong et al., Computational Materials Science
+    68, 314, 2013; ``StructureMatcher.get_rms_dist``).
 
     A prediction that is not a crystal (NaN, no atoms, cell without volume) matches nothing.
 

@@ -34,12 +34,12 @@ SPECIES_STEPS = (4, 8, 98)
 
 def lines_of(
     crystals: Sequence[Crystal] | PackedCrystals,
-    inv_d_max: float,
+    inv_d_max: float | int,
     num_lines: int,
     batch_size: int = 2048,
     progress: Callable[[int, int], None] | None = None,
-    inv_d_min: float = 0.0,
-    b_iso: float = 0.0,
+    inv_d_min: float | int = 0.0,
+    b_iso: float | int = 0.0,
     merge_tol: float = MERGE_TOL,
     table: str = "pymatgen",
 ) -> Lines:
@@ -96,9 +96,9 @@ class LineTable(NamedTuple):
 
 def line_table(
     packed: PackedCrystals,
-    inv_d_max: float,
-    inv_d_min: float,
-    b_iso: float,
+    inv_d_max: float | int,
+    inv_d_min: float | int,
+    b_iso: float | int,
     merge_tol: float,
     table: str,
 ) -> LineTable:
@@ -122,7 +122,9 @@ def line_table(
     return LineTable(listed.inv_d[start][keep], total[keep], kept_offset)
 
 
-def _strengths(packed: PackedCrystals, listed: HklTable, b_iso: float, table: str) -> np.ndarray:
+def _strengths(
+    packed: PackedCrystals, listed: HklTable, b_iso: float | int, table: str
+) -> np.ndarray:
     """|F|^2 [n_total] of all listed reflections.
 
     The unit of work is a row: `_ROW` reflections of one crystal. Blocks of rows have few different
@@ -138,7 +140,7 @@ def _strengths(packed: PackedCrystals, listed: HklTable, b_iso: float, table: st
     start = listed.offset[owner] + (np.arange(len(owner)) - first_row[owner]) * _ROW
     reach, inv_d = np.arange(_ROW), listed.inv_d.astype(np.float32)
     pending = []
-    for num_nodes, width in np.unique(size, axis=1).T:
+    for num_nodes, width in np.unique(size, axis=1).T.tolist():
         same = (size[0] == num_nodes) & (size[1] == width)
         frac, slots = _padded(packed, same, slot, num_nodes)
         local = np.cumsum(same) - 1

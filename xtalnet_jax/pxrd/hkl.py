@@ -44,7 +44,7 @@ def full_box(box: Box) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
 
 
-def hkl_box_for(lattices: Any, inv_d_max: float, multiple: int = 4) -> Box:
+def hkl_box_for(lattices: Any, inv_d_max: float | int, multiple: int = 4) -> Box:
     """Smallest box (H, K, L) that holds every reflection up to ``inv_d_max`` of every lattice.
 
     |h| = |q . a| <= |q| |a|, so H = floor(inv_d_max |a|) of the longest a is sufficient.
@@ -60,7 +60,7 @@ def hkl_box_for(lattices: Any, inv_d_max: float, multiple: int = 4) -> Box:
     return h, k, l
 
 
-def check_box(box: Box, lattices: Any, inv_d_max: float) -> None:
+def check_box(box: Box, lattices: Any, inv_d_max: float | int) -> None:
     """Refuse a box that would silently drop reflections.
 
     Raises:
@@ -74,7 +74,7 @@ def check_box(box: Box, lattices: Any, inv_d_max: float) -> None:
         )
 
 
-def hkl_table(lattices: Any, inv_d_max: float, inv_d_min: float = 0.0) -> HklTable:
+def hkl_table(lattices: Any, inv_d_max: float | int, inv_d_min: float | int = 0.0) -> HklTable:
     """List the reflections with ``inv_d_min`` <= 1/d <= ``inv_d_max`` of each lattice.
 
     Args:
@@ -134,7 +134,7 @@ def padded_hkl(table: HklTable, num_hkl: int | None = None, multiple: int = 64) 
     return out
 
 
-def _box_indices(lattices: np.ndarray, inv_d_max: float) -> np.ndarray:
+def _box_indices(lattices: np.ndarray, inv_d_max: float | int) -> np.ndarray:
     lengths = np.linalg.norm(np.asarray(lattices, np.float64), axis=-1)
     return np.maximum(np.floor(inv_d_max * lengths * (1 + 1e-6)).astype(int), 1)
 
@@ -148,7 +148,7 @@ def _products(box: Box) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ordered(
-    square: np.ndarray, low: float, high: float
+    square: np.ndarray, low: float | int, high: float | int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Entries of [n, n_hkl] within bounds: count of each row, then columns and values in order."""
     slack = 1e-9 * high

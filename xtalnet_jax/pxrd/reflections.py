@@ -184,7 +184,7 @@ def _box_sums(box: Box, frac: jax.Array, one_hot: jax.Array) -> tuple[jax.Array,
     matrix product over the atoms.
     """
     angles = [
-        2 * np.pi * frac[:, i, None] * jnp.arange(-n if i < 2 else 0, n + 1, dtype=frac.dtype)
+        2 * np.pi * frac[:, i, None] * jnp.arange(-n if i < 2 else 0, n + 1, dtype=frac.dtype)[None]
         for i, n in enumerate(box)
     ]
     (cx, cy, cz), (sx, sy, sz) = ([f(a) for a in angles] for f in (jnp.cos, jnp.sin))

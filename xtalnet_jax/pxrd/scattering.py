@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 MAX_ATOMIC_NUMBER = 98
 """Heaviest element in the form-factor tables (californium)."""
@@ -95,7 +96,7 @@ def check_tabulated(atomic_numbers: Any) -> None:
 
 
 def lorentz_polarisation(
-    inv_d: jax.Array, wavelength: jax.Array | float, monochromator_cos2: jax.Array | float = 1.0
+    inv_d: ArrayLike, wavelength: ArrayLike, monochromator_cos2: ArrayLike = 1.0
 ) -> jax.Array:
     """LP = (1 + C cos^2 2theta) / (sin^2 theta cos theta) of a powder diffractometer.
 
@@ -110,7 +111,7 @@ def lorentz_polarisation(
     Returns:
         Like ``inv_d``; 0 with gradient 0 where 1/d is 0 or out of reach (sin theta >= 1).
     """
-    sin = 0.5 * inv_d * wavelength
+    sin = 0.5 * jnp.asarray(inv_d) * wavelength
     inside = (sin > 0) & (sin < 1)
     sin2 = jnp.where(inside, sin, 0.5) ** 2
     cos_2theta = 1.0 - 2.0 * sin2

@@ -38,15 +38,17 @@ __all__ = [
     "simulate_peaks",
 ]
 
+Number = float | int
+
 _EXACT_TOL = 1e-7  # 1/angstrom: about pymatgen's 1e-5 degree, possible with float64 positions
 
 
 def lines(
     batch: CrystalBatch,
     hkl_box: Box | jax.Array | np.ndarray,
-    inv_d_max: float,
+    inv_d_max: Number,
     num_lines: int,
-    inv_d_min: float = 0.0,
+    inv_d_min: Number = 0.0,
     b_iso: jax.Array | float = 0.0,
     merge_tol: float = MERGE_TOL,
     table: str = "pymatgen",
@@ -122,9 +124,9 @@ def _merge_one(num_lines: int, tol: Any, inv_d: jax.Array, strength: jax.Array) 
 
 def simulate_peaks(
     crystal: Crystal | Sequence[Crystal],
-    wavelength: float = CU_KALPHA,
-    two_theta_range: tuple[float, float] = (5.0, 90.0),
-    b_iso: float = 0.0,
+    wavelength: Number = CU_KALPHA,
+    two_theta_range: Sequence[Number] = (5.0, 90.0),
+    b_iso: Number = 0.0,
     table: str = "pymatgen",
 ) -> Any:
     """Peaks of an ideal powder diffractometer: sticks with Lorentz-polarisation factor.
@@ -167,9 +169,9 @@ def simulate_peaks(
 
 def simulate_pattern(
     crystal: Crystal | Sequence[Crystal],
-    wavelength: float = CU_KALPHA,
-    two_theta_range: tuple[float, float] = (5.0, 90.0),
-    step: float = 0.02,
+    wavelength: Number = CU_KALPHA,
+    two_theta_range: Sequence[Number] = (5.0, 90.0),
+    step: Number = 0.02,
     instrument: Instrument = Instrument(),  # noqa: B008 (immutable)
     table: str = "pymatgen",
 ) -> Any:
@@ -239,7 +241,7 @@ def _profile_of(
     return scaled + chebyshev(grid, instrument.background)
 
 
-def inv_d_range(wavelength: float, two_theta_range: tuple[float, float]) -> tuple[float, float]:
+def inv_d_range(wavelength: Number, two_theta_range: Sequence[Number]) -> tuple[float, float]:
     """The range of 1/d (1/angstrom) of a range of angles (degrees), checked.
 
     Raises:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.core import FrozenDict
 from jaxtyping import Array, Float, Int
 
@@ -51,10 +50,10 @@ class AtomInput(nn.Module):
     ) -> jax.Array:
         """Return [n_graph, n_node (+ 1 for "add"), width]."""
         species = species_embedding(self.width, "species")(species_index(atomic_numbers))
-        per_graph = [numbers, pooled] if self.fusion == "cat" else [numbers]
-        spread = [jnp.broadcast_to(x[:, None], (*species.shape[:2], x.shape[-1])) for x in per_graph]
+        shared = jnp.concatenate([numbers, pooled], -1) if self.fusion == "cat" else numbers
+        shared = jnp.broadcast_to(shared[:, None], (*species.shape[:2], shared.shape[-1]))
         dense = nn.Dense(self.width, kernel_init=fan_in_uniform(), name="atom")
-        h = dense(jnp.concatenate([species, *spread], -1))
+        h = dense(jnp.concatenate([species, shared], -1))
         if self.fusion == "cat":
             return h
         node = nn.Dense(self.width, kernel_init=fan_in_uniform(), name="pattern")(pooled)
@@ -84,7 +83,7 @@ def backbone(
     if network.cross_attention:
         tokens = jnp.concatenate([condition.pooled[:, None], condition.tokens], 1)
         token_mask = jnp.pad(condition.mask, ((0, 0), (1, 0)), constant_values=True)
-        extra = dict(tokens=tokens, token_mask=token_mask)
+        extra = {"tokens": tokens, "token_mask": token_mask}
     h = network(h, frac_coords, lattice_features, node_mask, metric=metric, **extra)
     return h[:, :n_node]
 
@@ -138,7 +137,7 @@ class CCSG(nn.Module):
         """
         del train
         mask = atomic_numbers > 0
-        time = time_embedding(t, self.time_dim).astype(frac_coords.dtype)
+        time = time_embedding(t, self.time_dim, frac_coords.dtype)
         h = self.atom_input(atomic_numbers, time, condition.pooled)
         metric = metric_tensor(lattice)
         features = metric.reshape(-1, 9)
@@ -212,11 +211,11 @@ class FlowCCSG(nn.Module):
         """
         del train
         mask = atomic_numbers > 0
-        time = time_embedding(1000.0 * t, self.time_dim)
-        count = jnp.log(jnp.maximum(mask.sum(-1), 1).astype(t.dtype))
-        phase = count[:, None] * np.arange(1, 9, dtype=np.float32)[None].astype(t.dtype)
-        numbers = jnp.concatenate([time, count[:, None] / 3, jnp.sin(phase), jnp.cos(phase)], -1)
-        numbers = numbers.astype(frac_coords.dtype)
+        dtype = frac_coords.dtype
+        time = time_embedding(1000.0 * t, self.time_dim, dtype)
+        count = jnp.log(jnp.maximum(mask.sum(-1), 1).astype(dtype))[:, None]
+        phase = count * jnp.arange(1, 9, dtype=dtype)[None]
+        numbers = jnp.concatenate([time, count / 3, jnp.sin(phase), jnp.cos(phase)], -1)
         h = self.atom_input(atomic_numbers, numbers, condition.pooled)
         h = backbone(self.decoder, h, frac_coords, lattice, mask, condition, metric)
         mean = masked_mean(h, mask[..., None], 1)

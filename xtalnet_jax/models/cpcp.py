@@ -25,7 +25,7 @@ MAX_SCALE = 100.0
 NUM_SPECIES = 100
 
 
-def species_embedding(width: int, name: str) -> nn.Embed:
+def species_embedding(width: int, name: str | None = None) -> nn.Embed:
     """Table of 100 trained vectors; row Z - 1, see `species_index`."""
     return nn.Embed(NUM_SPECIES, width, embedding_init=nn.initializers.normal(1.0), name=name)
 
@@ -72,7 +72,7 @@ class CPCP(nn.Module):
         """Create both towers and the temperature."""
         self.pxrd_encoder = PXRDEncoder(**self.encoder)
         self.crystal_network = CSPNet(**self.network)
-        self.species = species_embedding(self.crystal_network.width, None)
+        self.species = species_embedding(self.crystal_network.width)
         self.crystal_head = self._linear(self.projection or self.pxrd_encoder.width)
         if self.projection:
             self.pattern_head = self._linear(self.projection)

@@ -122,7 +122,7 @@ class CSPNet(nn.Module):
             raise ValueError("num_radial > 0 needs the metric tensor of each crystal (metric=...)")
         if self.look and tokens is None:
             raise ValueError("cross_attention > 0 needs the tokens of each pattern (tokens=...)")
-        options = dict(metric=metric, num_radial=self.num_radial, detach=self.detach)
+        options = {"metric": metric, "num_radial": self.num_radial, "detach": self.detach}
         n_graph, n_node, width = h.shape
         if self.layout == "dense":
             pairs = pair.dense_pairs(frac_coords, node_mask, self.num_freqs, **options)
@@ -170,4 +170,6 @@ class CSPNet(nn.Module):
 def node_graph(graphs: Any) -> jax.Array:
     """Index of the crystal of every atom of a ``jraph.GraphsTuple``, [n_atom]."""
     num_atoms = graphs.nodes["atomic_numbers"].shape[0]
-    return jnp.repeat(jnp.arange(graphs.n_node.shape[0]), graphs.n_node, total_repeat_length=num_atoms)
+    return jnp.repeat(
+        jnp.arange(graphs.n_node.shape[0]), graphs.n_node, total_repeat_length=num_atoms
+    )

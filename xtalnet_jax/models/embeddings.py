@@ -1,25 +1,30 @@
-"""Parameter-free features of numbers: time, fractional differences, positions of peaks, distances."""
+"""Parameter-free features: of time, fractional differences, peaks and distances."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+_EXACT = jax.lax.Precision.HIGHEST
+
 TORUS_PERIOD = np.float32(2 * np.pi)
 """2 pi as the reference rounds it. Its multiples are rounded to float32 as well, so that with
 x64 enabled the network is the published one and not one that differs by 1e-5."""
 
 
-def time_embedding(t: Num[Array, "*batch"], dim: int) -> Float[Array, "*batch {dim}"]:
+def time_embedding(
+    t: Num[Array, "*batch"], dim: int, dtype: Any = jnp.float32
+) -> Float[Array, "*batch {dim}"]:
     """Sinusoids of a time: ``[sin(t f_k), cos(t f_k)]``, ``f_k = exp(-k ln(10^4) / (dim/2 - 1))``.
 
     The reference feeds the integer step 1..1000 without scaling; flow time in [0, 1] is to be
     multiplied by 1000 first. Source: Vaswani et al. 2017, section 3.5, in the form of DDPM.
     """
     half = dim // 2
-    dtype = jnp.promote_types(t.dtype, jnp.float32)
     frequency = jnp.asarray(10000.0 ** (-np.arange(half) / (half - 1)), dtype)
     phase = t.astype(dtype)[..., None] * frequency.reshape((1,) * t.ndim + (half,))
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], -1)
@@ -65,10 +70,10 @@ def nearest_distance(
     shift = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), -1).reshape(-1, 3)
     wrapped = difference - jnp.round(difference)
     # |x + n|^2 = |x|^2 + 2 n.Gx + n.Gn: only the two small terms depend on the image.
-    along = jnp.einsum("...ij,...j->...i", metric, wrapped)
+    along = jnp.einsum("...ij,...j->...i", metric, wrapped, precision=_EXACT)
     shifts = jnp.asarray(shift, difference.dtype)
-    square = (along * wrapped).sum(-1)[..., None] + 2 * along @ shifts.T
-    square = square + jnp.einsum("ni,...ij,nj->...n", shifts, metric, shifts)
+    square = (along * wrapped).sum(-1)[..., None] + 2 * jnp.matmul(along, shifts.T, precision=_EXACT)
+    square = square + jnp.einsum("ni,...ij,nj->...n", shifts, metric, shifts, precision=_EXACT)
     least = square.min(-1)
     positive = least > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, least, 1.0)), 0.0)
@@ -80,7 +85,9 @@ def radial_basis(distance: Float[Array, "*batch"], num: int) -> Float[Array, "*b
     centre = jnp.asarray(np.linspace(low, high, num), distance.dtype)
     width = (high - low) / max(num - 1, 1)
     log_distance = jnp.log(jnp.maximum(distance, 0.1))[..., None]
-    return jnp.exp(-0.5 * ((log_distance - centre.reshape((1,) * distance.ndim + (num,))) / width) ** 2)
+    return jnp.exp(
+        -0.5 * ((log_distance - centre.reshape((1,) * distance.ndim + (num,))) / width) ** 2
+    )
 
 
 def intensity_features(intensity: Float[Array, "*batch"]) -> Float[Array, "*batch 3"]:

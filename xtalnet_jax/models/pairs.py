@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from xtalnet_jax.models.embeddings import fourier_differences, nearest_distance, radial_basis
 
@@ -52,7 +52,7 @@ class EdgeList(NamedTuple):
     mask: jax.Array  # [n_edge] both atoms are real
 
 
-def spread(x: Float[Array, "n_graph n_node ..."], first: int, num: int) -> jax.Array:
+def spread(x: Shaped[Array, "n_graph n_node ..."], first: int, num: int) -> jax.Array:
     """``out[:, r, i] = x[:, (i + first + r) mod n_node]``, [n_graph, num, n_node, ...]."""
     n = x.shape[1]
     size = num * (n + 1)
@@ -169,7 +169,8 @@ def mean_messages(
     cuts = [d, 2 * d, 2 * d + k, 2 * d + k + n_trig, 2 * d + k + 2 * n_trig]
     to_receiver, to_sender, to_lattice, to_sin, to_cos, to_radial = jnp.split(kernel, cuts)
     # The lattice numbers may be large and their differences small: never in half precision.
-    per_graph = jnp.matmul(lattice_features, to_lattice) + first.bias[None]
+    exact = jax.lax.Precision.HIGHEST
+    per_graph = jnp.matmul(lattice_features, to_lattice, precision=exact) + first.bias[None]
 
     def project(x: jax.Array, w: jax.Array) -> jax.Array:
         return jnp.matmul(x.astype(dtype), w.astype(dtype))

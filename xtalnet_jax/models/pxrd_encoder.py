@@ -28,7 +28,7 @@ class PXRDEncoder(nn.Module):
       waves, so that wavelength, range and step are free. The front token also gets the measured
       range, so that a peak that is absent differs from a peak that was not measured.
 
-    Source: arXiv 2401.03862, section 4.2; SPEC of the peak tokens in the class fields.
+    Source: arXiv 2401.03862, section 4.2.
     """
 
     width: int = 512
@@ -49,6 +49,7 @@ class PXRDEncoder(nn.Module):
         table = self.position == "table"
         if not table and self.position != "fourier":
             raise ValueError(f'position is "{self.position}", expected "table" or "fourier"')
+        peaks = jax.tree.map(jnp.asarray, peaks)
         intensity = peaks.intensity
         x = intensity[..., None] if table else intensity_features(intensity)
         x = nn.Dense(self.width, kernel_init=bert_init, name="intensity_0")(x)

@@ -45,7 +45,10 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n_graph n_token d"], mask: Bool[Array, "n_graph n_token"], train: bool
+        self,
+        x: Float[Array, "n_graph n_token d"],
+        mask: Bool[Array, "n_graph n_token"],
+        train: bool,
     ) -> Float[Array, "n_graph n_token d"]:
         """Mix the tokens; masked ones are not looked at."""
         width = x.shape[-1]
@@ -74,7 +77,9 @@ class CrossAttention(nn.Module):
         width = h.shape[-1]
         x = layer_norm("norm", self.dtype)(h)
         query = nn.Dense(width, dtype=self.dtype, name="query")(x)
-        key, value = jnp.split(nn.Dense(2 * width, dtype=self.dtype, name="key_value")(tokens), 2, -1)
+        key, value = jnp.split(
+            nn.Dense(2 * width, dtype=self.dtype, name="key_value")(tokens), 2, -1
+        )
         split = [a.reshape(*a.shape[:2], self.heads, -1) for a in (query, key, value)]
         weight, values = attend(*split, mask)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weight, values).reshape(h.shape)
@@ -91,7 +96,10 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n_graph n_token d"], mask: Bool[Array, "n_graph n_token"], train: bool
+        self,
+        x: Float[Array, "n_graph n_token d"],
+        mask: Bool[Array, "n_graph n_token"],
+        train: bool,
     ) -> Float[Array, "n_graph n_token d"]:
         """Apply the layer; the residual stream keeps its own type."""
         drop = nn.Dropout(self.dropout)
@@ -117,7 +125,10 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n_graph n_token d"], mask: Bool[Array, "n_graph n_token"], train: bool
+        self,
+        x: Float[Array, "n_graph n_token d"],
+        mask: Bool[Array, "n_graph n_token"],
+        train: bool,
     ) -> Float[Array, "n_graph n_token d"]:
         """Encode embeddings; masked tokens come out as 0 and influence nothing."""
         real = mask[..., None]

@@ -1,4 +1,4 @@
-"""Read the tensors of a PyTorch ``.pt``/``.ckpt`` zip archive without PyTorch and without running it.
+"""Read the tensors of a PyTorch ``.pt`` or ``.ckpt`` zip archive without PyTorch.
 
 A pickle names functions to call. Here only the few names that rebuild a tensor are known; names of
 the training framework's own bookkeeping become inert objects that ignore all they are given; every
@@ -30,13 +30,11 @@ _STORAGE_TYPES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-_BOOKKEEPING = frozenset(
-    "collections hydra lightning lightning_fabric numpy omegaconf pathlib pytorch_lightning torch"
-    " typing".split()
-)
-_PLAIN_TYPES = frozenset(
-    "bool bytearray bytes complex dict float frozenset int list object set str tuple".split()
-)
+_BOOKKEEPING = ("collections", "hydra", "lightning", "lightning_fabric", "numpy", "omegaconf")
+_BOOKKEEPING += ("pathlib", "pytorch_lightning", "torch", "typing")
+_PLAIN_TYPES = ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int")
+_PLAIN_TYPES += ("list", "object", "set", "str", "tuple")
+_BUILTINS = ("builtins", "__builtin__")  # the second is the name in old pickle protocols
 
 
 class _Inert:
@@ -83,7 +81,8 @@ class _Unpickler(pickle.Unpickler):
             return lambda data, *_: data
         if module in ("torch", "torch.storage") and name in _STORAGE_TYPES:
             return _STORAGE_TYPES[name]
-        if module.split(".")[0] in _BOOKKEEPING or (module == "builtins" and name in _PLAIN_TYPES):
+        plain = module in _BUILTINS and name in _PLAIN_TYPES
+        if plain or module.partition(".")[0] in _BOOKKEEPING:
             return type(name.rpartition(".")[2], (_Inert,), {})
         raise ValueError(
             f"the checkpoint names {module}.{name}, which has no place in a file of weights; "
@@ -97,7 +96,9 @@ class _Unpickler(pickle.Unpickler):
                 if key not in self._storages:
                     data = self._read_storage(key)
                     if len(data) % dtype.itemsize:
-                        raise ValueError(f"storage {key} has {len(data)} bytes, no multiple of {dtype}")
+                        raise ValueError(
+                            f"storage {key} has {len(data)} bytes, no multiple of {dtype}"
+                        )
                     self._storages[key] = np.frombuffer(data, dtype)
                 return self._storages[key]
         raise ValueError(f"unknown kind of storage in the checkpoint: {pid!r:.80}")
@@ -108,7 +109,11 @@ def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> np.n
         raise ValueError("a tensor of the checkpoint has no storage that could be read")
     numbers = (offset, *shape, *stride)
     if len(shape) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise ValueError(f"a tensor of the checkpoint has impossible shape {shape}, stride {stride}")
+        raise ValueError(
+            f"a tensor of the checkpoint has impossible shape {shape}, stride {stride}"
+        )
+    if np.prod(shape, dtype=object) > storage.size:
+        raise ValueError(f"a tensor of shape {tuple(shape)} is larger than its storage")
     last = offset + sum((n - 1) * s for n, s in zip(shape, stride))
     if 0 not in shape and last >= storage.size:
         raise ValueError(f"a tensor of the checkpoint reaches element {last} of {storage.size}")
@@ -139,7 +144,7 @@ def read_torch_archive(path: str | Path) -> Any:
             return _Unpickler(file, lambda key: archive.read(f"{root}data/{key}")).load()
     except zipfile.BadZipFile:
         raise ValueError(
-            f"{path} is no zip archive of PyTorch (a file of torch.save before 1.6 must be saved anew)"
+            f"{path} is no zip archive of PyTorch (those from before 1.6 must be saved anew)"
         ) from None
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError, IndexError) as e:
         raise ValueError(f"{path} is damaged or no checkpoint: {type(e).__name__}: {e}") from None

@@ -1,0 +1,128 @@
+"""The pattern encoder: what it must see, and what it must not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xtalnet_jax.models.pxrd_encoder import PXRDEncoder
+from xtalnet_jax.pxrd.pattern import PeakBatch
+
+SMALL = {"width": 16, "ffn": 32, "heads": 4, "layers": 2, "num_freqs": 64}
+FORMS = ("table", "fourier")
+
+
+def _peaks(form, n_graph=3, n_peak=6):
+    keys = jax.random.split(jax.random.key(0), 2)
+    mask = jnp.arange(n_peak)[None] < jnp.array([6, 4, 0])[:, None]
+    if form == "table":
+        position = jax.random.randint(keys[0], mask.shape, 1, 2048)
+    else:
+        position = jax.random.uniform(keys[0], mask.shape, minval=0.03, maxval=1.0)
+    measured = jnp.tile(jnp.array([[0.05, 0.9]]), (n_graph, 1))
+    intensity = jax.random.uniform(keys[1], mask.shape, minval=0.01)
+    return PeakBatch(jnp.where(mask, position, 0), jnp.where(mask, intensity, 0), mask, measured)
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def encoder(request):
+    model, peaks = PXRDEncoder(position=request.param, **SMALL), _peaks(request.param)
+    params = jax.jit(model.init)(jax.random.key(1), peaks)
+    # Larger weights than at the start, so that every path through the network matters.
+    params = jax.tree.map(lambda p: p + 0.2 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), params)
+    return request.param, jax.jit(model.apply), params, peaks
+
+
+def _outputs_and_gradient(apply, params, peaks):
+    def scalar(params, intensity):
+        pooled, tokens = apply(params, peaks._replace(intensity=intensity))
+        return jnp.sin(pooled).sum() + jnp.cos(tokens)[peaks.mask].sum()
+
+    return apply(params, peaks), jax.grad(scalar, (0, 1))(params, peaks.intensity)
+
+
+def test_padding_changes_nothing(encoder):
+    _, apply, params, peaks = encoder
+    wide = PeakBatch(
+        jnp.pad(peaks.position, ((0, 1), (0, 3)), constant_values=1),
+        jnp.pad(peaks.intensity, ((0, 1), (0, 3)), constant_values=0.5),
+        jnp.pad(peaks.mask, ((0, 1), (0, 3))),
+        jnp.pad(peaks.measured, ((0, 1), (0, 0))),
+    )
+    (pooled, tokens), (by_params, by_intensity) = _outputs_and_gradient(apply, params, peaks)
+    ours, (by_params_wide, by_intensity_wide) = _outputs_and_gradient(apply, params, wide)
+    np.testing.assert_allclose(ours[0][:3], pooled, atol=1e-5)
+    np.testing.assert_allclose(ours[1][:3, :6], tokens, atol=1e-5)
+    assert not ours[1][~wide.mask].any()
+    np.testing.assert_allclose(by_intensity_wide[:3, :6], by_intensity, atol=2e-5)
+    assert not by_intensity_wide[~wide.mask].any()
+    del by_params_wide["params"]["pattern_token"], by_params["params"]["pattern_token"]
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(by_params_wide))
+
+
+def test_parameter_gradients_ignore_padded_peaks(encoder):
+    _, apply, params, peaks = encoder
+    wide = PeakBatch(
+        *(jnp.pad(a, ((0, 0), (0, 2)), constant_values=a.dtype.type(0)) for a in peaks[:3]),
+        peaks.measured,
+    )
+    wide = wide._replace(intensity=jnp.where(wide.mask, wide.intensity, 0.7))
+    ours, theirs = (_outputs_and_gradient(apply, params, p)[1][0] for p in (wide, peaks))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max()) + 1e-5)
+
+
+def test_order_of_peaks_does_not_matter(encoder):
+    _, apply, params, peaks = encoder
+    order = jnp.array([5, 2, 0, 3, 1, 4])
+    shuffled = PeakBatch(*(a[:, order] for a in peaks[:3]), peaks.measured)
+    (pooled, tokens), ours = apply(params, peaks), apply(params, shuffled)
+    np.testing.assert_allclose(ours[0], pooled, atol=1e-5)
+    np.testing.assert_allclose(ours[1], tokens[:, order], atol=1e-5)
+
+
+def test_position_and_intensity_matter(encoder):
+    form, apply, params, peaks = encoder
+    pooled, _ = apply(params, peaks)
+    step = 1 if form == "table" else 2.3e-4  # one point of the 0.02-degree grid
+    moved = peaks._replace(position=peaks.position.at[0, 0].add(step))
+    weaker = peaks._replace(intensity=peaks.intensity.at[0, 0].mul(0.5))
+    for other in (moved, weaker):
+        change = jnp.abs(apply(params, other)[0] - pooled).max(-1)
+        assert change[0] > 1e-3
+        assert not change[1:].any()
+
+
+def test_measured_range_matters_for_continuous_positions(encoder):
+    form, apply, params, peaks = encoder
+    other = peaks._replace(measured=peaks.measured.at[0, 1].set(1.2))
+    change = jnp.abs(apply(params, other)[0] - apply(params, peaks)[0]).max(-1)
+    assert (change[0] > 1e-3) == (form == "fourier")
+    assert not change[1:].any()
+
+
+def test_dropout_only_in_training(encoder):
+    form, apply, params, peaks = encoder
+    model = PXRDEncoder(position=form, dropout=0.5, **SMALL)
+    quiet, _ = apply(params, peaks)
+    np.testing.assert_allclose(model.apply(params, peaks, False)[0], quiet, atol=1e-5)
+    noisy = [
+        model.apply(params, peaks, True, rngs={"dropout": jax.random.key(k)})[0] for k in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(noisy[0], noisy[1])
+    assert jnp.abs(noisy[0] - noisy[2]).max() > 1e-2
+
+
+def test_remat_and_half_precision(encoder):
+    form, apply, params, peaks = encoder
+    expected, _ = apply(params, peaks)
+    again = PXRDEncoder(position=form, remat=True, **SMALL).apply(params, peaks)[0]
+    np.testing.assert_allclose(again, expected, atol=1e-5)
+    half = PXRDEncoder(position=form, dtype="bfloat16", **SMALL).apply(params, peaks)[0]
+    assert half.dtype == jnp.float32
+    assert 0 < jnp.abs(half - expected).max() < 0.2
+
+
+def test_unknown_form():
+    with pytest.raises(ValueError, match='expected "table" or "fourier"'):
+        PXRDEncoder(position="angle", **SMALL).init(jax.random.key(0), _peaks("table"))

@@ -24,8 +24,11 @@ from xtalnet_jax.evaluation.matching import (
     match_rmse,
 )
 
-STARTUP_S = 120.0
-"""A worker that has not reported after this time (imports included) counts as unable to start."""
+STARTUP_S = 600.0
+"""A worker that has not reported after this time (imports included) counts as unable to start.
+
+Generous, because a worker that cannot start usually dies, which is seen at once.
+"""
 
 
 def _serve(connection: Connection, tolerances: Mapping[str, Tolerance], match_fn: MatchFn) -> None:

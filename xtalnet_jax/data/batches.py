@@ -35,7 +35,7 @@ class _Plan(NamedTuple):
     """The batches of one epoch: which bucket, and which crystals."""
 
     bucket: np.ndarray  # [num_steps] int
-    index: list[np.ndarray]  # per step [n_graph] int32, -1 padded
+    rows: list[np.ndarray]  # per step [n_graph] int32, -1 padded
 
 
 def buckets_for(packed: PackedSet, num_buckets: int = 5, multiple: int = 4) -> tuple[int, ...]:
@@ -126,7 +126,7 @@ class BucketedBatches:
             raise ValueError(f"a step is at least 0, got {step}")
         epoch, place = divmod(step, self.num_steps_per_epoch)
         plan = self._epoch_plan(epoch if self._shuffle else 0)
-        return self.num_nodes[plan.bucket[place]], plan.index[place]
+        return self.num_nodes[plan.bucket[place]], plan.rows[place]
 
     def batch(self, step: int) -> Example:
         """The batch of all devices at ``step`` (NumPy); a pure function of the step."""
@@ -138,17 +138,18 @@ class BucketedBatches:
 
     def _make_plan(self, epoch: int) -> _Plan:
         rng = np.random.default_rng((self._seed, epoch))
-        bucket, index = [], []
+        bucket: list[int] = []
+        steps: list[np.ndarray] = []
         for b, (rows, size) in enumerate(zip(self._members, self._whole_batches())):
             rows = rng.permutation(rows) if self._shuffle else rows
             padded = np.full(-(-len(rows) // size) * size, PAD, np.int32)
             padded[: len(rows)] = rows
             # Dealt like cards, so that no device is left with the padding of the last batch.
             dealt = padded.reshape(-1, self.batch_sizes[b], self._num_devices).swapaxes(1, 2)
-            index.extend(dealt.reshape(-1, size))
+            steps.extend(dealt.reshape(-1, size))
             bucket.extend([b] * len(dealt))
-        order = rng.permutation(len(index)) if self._shuffle else np.arange(len(index))
-        return _Plan(np.array(bucket)[order], [index[i] for i in order])
+        order = rng.permutation(len(steps)) if self._shuffle else np.arange(len(steps))
+        return _Plan(np.array(bucket)[order], [steps[i] for i in order])
 
 
 class ResidentBatches:

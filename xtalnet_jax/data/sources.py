@@ -164,7 +164,8 @@ class LmdbSource(Source):
     """
 
     def __init__(self, path: str | Path, split: str | None = None):
-        self.path, self._split, self._env = Path(path), split, None
+        self.path, self._split = Path(path), split
+        self._env: Any = None  # opened where it is used: it does not survive pickling
         with self._open().begin() as transaction:
             keys = [bytes(k) for k in transaction.cursor().iternext(values=False)]
         # Beside the records some writers store their number under a word.
@@ -224,10 +225,11 @@ class CsvSource(Source):
         csv.field_size_limit(1 << 30)
         with self.path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
-            if "cif" not in (rows.fieldnames or ()):
-                found = ", ".join(filter(None, rows.fieldnames or ())) or "none"
+            names = rows.fieldnames or ()
+            if "cif" not in names:
+                found = ", ".join(filter(None, names)) or "none"
                 raise ValueError(f"{path} has no column 'cif' (columns: {found})")
-            key = next((k for k in ("material_id", "id") if k in rows.fieldnames), None)
+            key = next((k for k in ("material_id", "id") if k in names), None)
             table = [(row[key] if key else str(i), row["cif"] or "") for i, row in enumerate(rows)]
         self._table = table
 
@@ -279,9 +281,12 @@ def open_source(path: str | Path, split: str | None = None) -> Source:
         raise ValueError(f"there is nothing at {path}")
     if path.is_dir() and not (path / "data.mdb").exists():
         return _open_folder(path, split)
-    kind = {".npz": NpzSource, ".lmdb": LmdbSource, ".mdb": LmdbSource, ".csv": CsvSource}.get(
-        path.suffix.lower(), LmdbSource if path.is_dir() else None
-    )
+    kind: Callable[..., Source] | None = {
+        ".npz": NpzSource,
+        ".lmdb": LmdbSource,
+        ".mdb": LmdbSource,
+        ".csv": CsvSource,
+    }.get(path.suffix.lower(), LmdbSource if path.is_dir() else None)
     if kind is None:
         raise ValueError(f"{path} is not one of .npz, .lmdb, .csv or a folder of .cif files")
     return kind(path, split)

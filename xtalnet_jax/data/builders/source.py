@@ -28,7 +28,8 @@ class TfdsSource(Source):
             raise ValueError(
                 f"{path} holds the splits {', '.join(splits)}: say which, not {split!r}"
             )
-        self._split, self._data = split, None
+        self._split = split
+        self._data: Any = None  # opened where it is used
         self._length = splits[split].num_examples
 
     def __getstate__(self) -> dict[str, Any]:
@@ -49,7 +50,8 @@ class TfdsSource(Source):
         )
         peaks = None
         if len(entry["peaks"]):
-            peaks = OwnPeaks(*entry["peaks"].T, entry["measured"])
+            inv_d, strength = entry["peaks"].T
+            peaks = OwnPeaks(inv_d, strength, entry["measured"])
         return Record(entry["id"].decode(), crystal, None, self._split, peaks)
 
     def _contents(self) -> list[Path]:

@@ -130,7 +130,7 @@ def _is_cpcp(state: Mapping[str, Any]) -> bool:
     parts = {name.partition(".")[0] for name in state}
     if ("crystal_encoder" in parts) == ("decoder" in parts):
         raise ValueError(
-            "neither a CPCP checkpoint (crystal_encoder.*) nor a CCSG one (decoder.*): its parts are "
+            "expected the parts of CPCP (crystal_encoder.*) or of CCSG (decoder.*), found "
             + ", ".join(sorted(parts)[:8])
         )
     return "crystal_encoder" in parts

@@ -44,7 +44,9 @@ def merge_params(loaded: Params, inited: Params) -> Merged:
         listed = "; ".join(f"{k}: {np.shape(old[k])} for {np.shape(new[k])}" for k in wrong[:8])
         raise ValueError(f"{len(wrong)} weights have another shape than the model: {listed}")
     if not common:
-        raise ValueError(f"no weight has a place in the model; first loaded: {next(iter(old), None)}")
+        raise ValueError(
+            f"no weight has a place in the model; first loaded: {next(iter(old), None)}"
+        )
 
     def fill(tree: Any, prefix: str = "") -> Any:
         if not isinstance(tree, Mapping):

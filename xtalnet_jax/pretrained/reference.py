@@ -28,7 +28,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     found: Any
-    if zipfile.is_zipfile(path) and any(n.endswith(".npy") for n in zipfile.ZipFile(path).namelist()):
+    if _is_npz(path):
         with np.load(path, allow_pickle=False) as file:
             found = dict(file)
     else:
@@ -44,6 +44,13 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} holds no state_dict of arrays")
     half = {k: v for k, v in arrays.items() if v.dtype.itemsize == 2 and v.dtype.kind in "fV"}
     return {**arrays, **{k: v.astype(np.float32) for k, v in half.items()}}
+
+
+def _is_npz(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(".npy") for name in archive.namelist())
 
 
 def load_reference_checkpoint(path: str | Path) -> Params:

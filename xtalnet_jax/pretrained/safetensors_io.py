@@ -63,7 +63,7 @@ def save_safetensors(
     if dtype is not None:
         stored = np.dtype(getattr(ml_dtypes, dtype, dtype))
         flat = {k: v.astype(stored) if v.dtype.kind in "fV" else v for k, v in flat.items()}
-    data = save({k: np.ascontiguousarray(v) for k, v in flat.items()}, metadata)
+    data = save({k: np.array(v, order="C") for k, v in flat.items()}, metadata)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")

@@ -33,7 +33,7 @@ _STORAGE_TYPES = {
 _BOOKKEEPING = ("collections", "hydra", "lightning", "lightning_fabric", "numpy", "omegaconf")
 _BOOKKEEPING += ("pathlib", "pytorch_lightning", "torch", "typing")
 _PLAIN_TYPES = ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int")
-_PLAIN_TYPES += ("list", "object", "set", "str", "tuple")
+_PLAIN_TYPES += ("list", "long", "object", "set", "str", "tuple", "unicode")
 _BUILTINS = ("builtins", "__builtin__")  # the second is the name in old pickle protocols
 
 

@@ -21,14 +21,14 @@ def get_config(arg: str = ""):
         "network": {"width": 512, "layers": 6, "num_freqs": 128, "cross_attention": 2, "heads": 8},
         "time_dim": 256,
     }
-    config.flow = {"coord_weight": 10.0, "lattice_weight": 1.0, "num_sweeps": 2}
+    config.flow = {"coord_weight": 20.0, "lattice_weight": 1.0, "num_sweeps": 2}
     config.sampling = {"num_steps": 30, "coord_speed": 3.0}
     config.train.num_epochs = 300
     if arg in ("cpu", "smoke"):
         config.model.encoder.update(common.CPU_ENCODER)
         config.model.network.update({"width": 128, "num_freqs": 32})
         config.model.time_dim = 64
-        config.train.num_epochs = 20
+        config.train.num_epochs = 14
     if arg == "smoke":
         common.smoke(config)
         config.sampling.num_steps = 4

@@ -70,7 +70,8 @@ def with_statistics(config: ConfigDict, lattices: np.ndarray, num_atoms: np.ndar
         return config
     stats = fit_stats(lattices, num_atoms)
     config = config.copy_and_resolve_references()
-    config.lattice_stats = {k: np.asarray(v).tolist() for k, v in stats._asdict().items()}
+    with config.unlocked():
+        config.lattice_stats = {k: np.asarray(v).tolist() for k, v in stats._asdict().items()}
     return config
 
 
@@ -88,9 +89,7 @@ def clean_effects(pattern: ConfigDict) -> Effects:
     return Effects.clean(**{k: _hashable(v) for k, v in fixed.items()})
 
 
-def measure(
-    config: ConfigDict, key: jax.Array | None, lines: Lines, effects: Effects
-) -> PeakBatch:
+def measure(config: ConfigDict, key: jax.Array | None, lines: Lines, effects: Effects) -> PeakBatch:
     """Measure patterns of ``lines`` and list their peaks in the form the encoder reads."""
     return to_form(peaks_from_lines(key, lines, effects, config.pattern.num_peaks), config)
 
@@ -141,9 +140,7 @@ def cpcp_task(config: ConfigDict) -> Task:
         patterns, crystals, scale = model.apply(
             params, peaks, example.crystals, train, rngs={"dropout": key_dropout}
         )
-        return info_nce(
-            patterns, crystals, scale, example.crystals.graph_mask, axis_name=axis_name
-        )
+        return info_nce(patterns, crystals, scale, example.crystals.graph_mask, axis_name=axis_name)
 
     return Task(init, loss, "cpcp")
 

@@ -59,7 +59,8 @@ def save_solution(solution: Solution, folder: str | Path) -> list[Path]:
     }
     texts["candidates.csv"] = table_text(solution)
     texts["result.json"] = json.dumps(record(solution), indent=1) + "\n"
-    texts["report.html"] = report_html(solution)
+    rows = [row(c, i) for i, c in enumerate(solution.candidates, start=1)]
+    texts["report.html"] = report_html(solution, rows)
     staging = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
     try:
         for name, text in texts.items():

@@ -118,7 +118,8 @@ def space_group_of(crystal: Crystal, symprec: float = 0.1) -> str:
 
 
 @cache
-def _radius(atomic_number: int) -> float:
+def atomic_radius(atomic_number: int) -> float:
+    """Return the empirical radius in angstrom (Slater 1964), 1.5 where there is none."""
     from pymatgen.core import Element
 
     radius = Element(SYMBOLS[atomic_number]).atomic_radius
@@ -130,7 +131,7 @@ def shortest_contact(crystal: Crystal) -> float:
 
     Periodic images are those of the 27 cells around a reduced cell; below about 0.6 atoms overlap.
     """
-    radii = np.array([_radius(int(z)) for z in crystal.atomic_numbers])
+    radii = np.array([atomic_radius(int(z)) for z in crystal.atomic_numbers])
     images = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
     difference = crystal.frac_coords[None] - crystal.frac_coords[:, None]
     shifted = difference[:, :, None] - np.round(difference)[:, :, None] + images

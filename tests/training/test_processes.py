@@ -75,8 +75,12 @@ def test_four_devices_equal_one(tmp_path, task):
         for name in ("one", "four")
     ]
     np.testing.assert_allclose(*losses, atol=1e-5)
+    if task == "contrastive":
+        rows = read_metrics(tmp_path / "four" / "metrics.jsonl")
+        assert min(row["spread"] for row in rows) > 0.1
 
 
+@pytest.mark.slow
 def test_run_continues_on_another_number_of_devices(tmp_path):
     config = toy.config()
     whole, part = tmp_path / "whole", tmp_path / "part"
@@ -97,7 +101,7 @@ def test_run_continues_on_another_number_of_devices(tmp_path):
     assert not np.array_equal(a, state["params"]["head"]["w"])
 
 
-@pytest.mark.parametrize("format", ["npz", "orbax"])
+@pytest.mark.parametrize("format", ["npz", pytest.param("orbax", marks=pytest.mark.slow)])
 def test_killed_at_any_moment_and_resumed_gives_the_same_bits(tmp_path, format):
     config = toy.config(
         ema_decay=0.9,
@@ -160,7 +164,7 @@ def test_losing_a_process_ends_the_other_and_the_run_can_go_on(tmp_path):
     other.communicate()
     _, err = main.communicate(timeout=60)
     assert main.returncode != 0
-    assert "lost" in err
+    assert "lost contact with another process of the run after step" in err
     step = checkpoint.latest_step(tmp_path / "checkpoints")
     assert 3 <= step < 20
     finish(*join(tmp_path, config))

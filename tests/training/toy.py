@@ -80,11 +80,12 @@ def contrastive_loss(params, key, batch, train, axis_name):
 
     left, right = embed(batch["x"]), embed(batch["x"] + 0.5)
     label = jnp.arange(len(left))
+    draws = jax.random.normal(key, (1,))
     if axis_name is not None:
         label = label + jax.lax.axis_index(axis_name) * len(left)
-        right = jax.lax.all_gather(right, axis_name, tiled=True)
+        right, draws = jax.lax.all_gather((right, draws), axis_name, tiled=True)
     logits = jax.nn.log_softmax(5 * left @ right.T)
-    return -jnp.take_along_axis(logits, label[:, None], 1).mean(), {}
+    return -jnp.take_along_axis(logits, label[:, None], 1).mean(), {"spread": draws.std()}
 
 
 plain = Task(init, loss, "toy")

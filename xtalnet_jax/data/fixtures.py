@@ -81,7 +81,7 @@ def textbook_crystals() -> dict[str, Crystal]:
         ),
         "cuprite": _crystal(
             (4.270,) * 3 + (90,) * 3,
-            "O 0 0 0; O 1/2 1/2 1/2; Cu 1/4 1/4 1/4; Cu 3/4 3/4 1/4; Cu 3/4 1/4 3/4; Cu 1/4 3/4 3/4",
+            "O 0 0 0; O 1/2 1/2 1/2; Cu 1/4 1/4 1/4; Cu 3/4 3/4 1/4; Cu 3/4 1/4 3/4;Cu 1/4 3/4 3/4",
         ),
     }
 
@@ -105,10 +105,7 @@ def load_set(path: str, max_atoms: int | None = None) -> PackedSet:
     Raises:
         ValueError: there is no such set, or nothing is left of it.
     """
-    if path == TEXTBOOK:
-        packed = textbook_set()
-    else:
-        packed = load(path)
+    packed = textbook_set() if path == TEXTBOOK else load(path)
     if max_atoms is not None and (packed.num_atoms > max_atoms).any():
         packed = packed.select(packed.num_atoms <= max_atoms)
     if not packed.num_crystals:

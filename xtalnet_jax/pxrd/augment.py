@@ -8,6 +8,7 @@ so every epoch sees fresh experimental effects. The host path for real data is `
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from xtalnet_jax.pxrd.peaks import (
     SMOOTHING_GAIN,
     find_maxima,
 )
-from xtalnet_jax.types import Array, Float, Key
+from xtalnet_jax.types import Array, Key
 
 Range = tuple[float, float]
 
@@ -356,12 +357,14 @@ def peaks_from_lines(
     Raises:
         ValueError: the effects are random and ``key`` is None.
     """
+    lines = Lines(*map(jnp.asarray, lines))
+    return _peaks_from_lines(key, lines, effects, num_peaks)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _peaks_from_lines(
+    key: Key[Array, ""] | None, lines: Lines, effects: Effects, num_peaks: int
+) -> PeakBatch:
     keys = None if key is None else jax.random.split(key, lines.inv_d.shape[0])
-
-    def one(
-        key: Key[Array, ""] | None, inv_d: Float[Array, " n_line"], strength: Array
-    ) -> PeakBatch:
-        return _one_pattern(key, inv_d, strength, effects, num_peaks)
-
-    in_axes = (None if keys is None else 0, 0, 0)
-    return jax.vmap(one, in_axes)(keys, jnp.asarray(lines.inv_d), jnp.asarray(lines.strength))
+    one = partial(_one_pattern, effects=effects, num_peaks=num_peaks)
+    return jax.vmap(one, (None if keys is None else 0, 0, 0))(keys, *lines)

@@ -82,7 +82,9 @@ def _ordered(scan: Scan, x: np.ndarray, y: np.ndarray, sigma: np.ndarray | None)
     breaks = np.flatnonzero(~rises)
     runs = np.diff(np.concatenate([[0], breaks + 1, [len(x)]]))
     falls = np.flatnonzero(np.diff(x) < 0)
-    if len(runs) <= 20 and runs.min() >= 10:
+    steps = [np.diff(part) for part in np.split(x, breaks + 1)]
+    even = all(len(s) >= 9 and s.max() <= 1.5 * np.median(s) for s in steps)
+    if len(runs) <= 20 and even:
         return *merge_points(x, y, sigma), f"{len(runs)} merged scans; sorted, same angles averaged"
     i = int(falls[0] if len(falls) else breaks[0]) + 1
     raise ValueError(

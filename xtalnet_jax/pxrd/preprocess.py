@@ -27,7 +27,7 @@ def normalise(pattern: Pattern) -> Pattern:
     return _with(pattern, 1 / (high - low), intensity=(pattern.intensity - low) / (high - low))
 
 
-def crop(pattern: Pattern, low: float, high: float) -> Pattern:
+def crop(pattern: Pattern, low: float | int, high: float | int) -> Pattern:
     """Keep ``low <= 2-theta <= high`` (degrees).
 
     Raises:

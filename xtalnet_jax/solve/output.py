@@ -23,22 +23,10 @@ from xtalnet_jax.solve.report import report_html
 from xtalnet_jax.solve.solution import Candidate, Solution
 from xtalnet_jax.version import __version__
 
-COLUMNS = [
-    "rank",
-    "file",
-    "formula",
-    "space_group",
-    "a",
-    "b",
-    "c",
-    "alpha",
-    "beta",
-    "gamma",
-    "volume",
-    "rwp",
-    "similarity",
-    "confidence",
-]
+_CELL = ("a", "b", "c", "alpha", "beta", "gamma")
+_JUDGED = ("rwp", "similarity", "confidence")
+COLUMNS = ("rank", "file", "formula", "space_group", *_CELL, "volume", *_JUDGED)
+"""Of ``candidates.csv``."""
 
 
 def save_solution(solution: Solution, folder: str | Path) -> list[Path]:
@@ -83,9 +71,9 @@ def cif_name(rank: int) -> str:
 def row(candidate: Candidate, rank: int) -> dict[str, Any]:
     """Return one line of the table, by column name."""
     lengths, angles = (np.asarray(x) for x in parameters_from_matrix(candidate.crystal.lattice))
-    numbers = dict(zip(("a", "b", "c", "alpha", "beta", "gamma"), [*lengths, *angles]))
+    numbers = dict(zip(_CELL, [*lengths, *angles]))
     numbers["volume"] = abs(np.linalg.det(candidate.crystal.lattice))
-    for name in ("rwp", "similarity", "confidence"):
+    for name in _JUDGED:
         numbers[name] = getattr(candidate, name)
     return {
         "rank": rank,

@@ -30,9 +30,7 @@ def report_html(solution: Solution, rows: list[dict[str, Any]]) -> str:
         "two_theta": np.round(x[keep], 4).tolist(),
         "observed": _rounded(y[keep]),
         "columns": list(rows[0]) if rows else [],
-        "candidates": [
-            _candidate(c, row, x, keep) for c, row in zip(solution.candidates, rows)
-        ],
+        "candidates": [_candidate(c, row, x, keep) for c, row in zip(solution.candidates, rows)],
         "elements": _elements(solution),
         "summary": _summary(solution),
         "warnings": list(solution.warnings),
@@ -52,8 +50,12 @@ def _candidate(c: Candidate, row: dict[str, Any], x: np.ndarray, keep: np.ndarra
     calculated = np.interp(x, c.calculated.two_theta, c.calculated.intensity)
     wavelength = c.calculated.wavelength
     ticks = simulate_peaks(c.crystal, wavelength, (float(x[0]), float(x[-1]))).two_theta
-    numbers = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
-    atoms = zip(c.crystal.atomic_numbers.tolist(), np.round(c.crystal.frac_coords % 1.0, 5).tolist())
+    numbers = {
+        k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()
+    }
+    atoms = zip(
+        c.crystal.atomic_numbers.tolist(), np.round(c.crystal.frac_coords % 1.0, 5).tolist()
+    )
     return {
         "row": numbers,
         "calculated": _rounded(calculated[keep]),

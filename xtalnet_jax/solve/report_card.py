@@ -59,9 +59,8 @@ def report(
         patterns = [item.pattern for item in items]
         wrong = [i._replace(pattern=p) for i, p in zip(items, patterns[1:] + patterns[:1])]
         control = options._replace(fit_ranker=False)
-        rows += _generation(
-            solver, wrong, name, control, out / "shuffled", start, "patterns shuffled"
-        )
+        beside = out / "shuffled"
+        rows += _generation(solver, wrong, name, control, beside, start, "patterns shuffled")
     tables.save_results(out / "results.json", rows)
     text = tables.to_markdown(rows)
     (out / "results.md").write_text(text + "\n", encoding="utf-8")

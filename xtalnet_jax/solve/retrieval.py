@@ -73,7 +73,7 @@ class RetrievalIndex(NamedTuple):
         return cls(VectorIndex.build(np.concatenate(vectors), ids, meta), solver)
 
     def query(self, pattern: Pattern, k: int = 10) -> list[Hit]:
-        """Return the ``k`` crystals most similar to a pattern, best first (all if there are fewer)."""
+        """Return the ``k`` crystals most similar to a pattern, best first."""
         k = min(k, len(self.entries.ids))
         scores, rows = self.entries.query_vectors(self.solver.embed_patterns([pattern])[0], k)
         formulas = self.entries.meta["formulas"]

@@ -75,4 +75,4 @@ def read_chunks(
 
 def _shapes(batch: PyTree) -> tuple:
     leaves, treedef = jax.tree.flatten(batch)
-    return treedef, tuple((np.shape(x), np.asarray(x).dtype.name) for x in leaves)
+    return treedef, tuple((np.shape(x), str(x.dtype)) for x in leaves)

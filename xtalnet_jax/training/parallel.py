@@ -6,6 +6,7 @@ everything outside this file sees host trees and never that axis.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,6 +17,11 @@ import numpy as np
 from xtalnet_jax.types import PyTree
 
 __all__ = ["Parallel", "initialize_processes", "make_parallel"]
+
+
+@functools.cache  # one function, so that it compiles once per tree
+def _replicator() -> Callable:
+    return jax.pmap(lambda _, x: x, in_axes=(0, None))
 
 
 class Parallel(NamedTuple):
@@ -43,8 +49,7 @@ class Parallel(NamedTuple):
             return jax.device_put(tree)
         if not jax.tree.leaves(tree):  # which pmap over several processes does not bear
             return tree
-        copy = jax.pmap(lambda _, x: x, in_axes=(0, None))
-        return copy(np.zeros(self.num_local, np.int8), tree)
+        return _replicator()(np.zeros(self.num_local, np.int8), tree)
 
     def shard(self, batches: list[PyTree]) -> PyTree:
         """Rows of global batches, in order: processes first, then devices of the process.

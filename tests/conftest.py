@@ -11,7 +11,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
+from xtalnet_jax import compilation
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+compilation.use_cache()
 
 SHARED = Path(os.environ.get("XTALNET_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -20,6 +23,8 @@ SHARED = Path(os.environ.get("XTALNET_SHARED", Path(__file__).parents[2] / "shar
 def shared() -> Path:
     """The folder of reference numbers and structures; tests that need it are skipped without it."""
     if not (SHARED / "golden").is_dir():
+        if os.environ.get("XTALNET_REQUIRE_SHARED"):
+            pytest.fail(f"the reference data must be at {SHARED}")
         pytest.skip(f"the reference data are not at {SHARED} (set XTALNET_SHARED)")
     return SHARED
 

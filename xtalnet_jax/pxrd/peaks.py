@@ -119,7 +119,7 @@ def reference_peaks(two_theta: np.ndarray, intensity: np.ndarray) -> tuple[np.nd
     return np.rint((two_theta[found] - GRID_START) / GRID_STEP).astype(int), y[found]
 
 
-def estimate_noise(intensity: np.ndarray, num_blocks: int = 12) -> np.ndarray:
+def estimate_noise(intensity: np.ndarray, num_blocks: int = 8) -> np.ndarray:
     """Standard noise [n_bin], from second differences: sigma^2 = a(2theta)^2 + k y.
 
     ``a`` is a median over the lower half of the points of each of ``num_blocks`` parts of the
@@ -142,7 +142,7 @@ def estimate_noise(intensity: np.ndarray, num_blocks: int = 12) -> np.ndarray:
 
 
 def _search_grid(pattern: Pattern) -> Pattern:
-    """The pattern on an equidistant grid: of noisy ones about the grid of training.
+    """The pattern and its noise on an equidistant grid: if noisy, about the grid of training.
 
     A line keeps at least three points; without noise, and for very fine steps, at least five.
     """
@@ -152,15 +152,17 @@ def _search_grid(pattern: Pattern) -> Pattern:
     native = float(np.median(np.diff(x)))
     strongest = int(np.argmax(pattern.intensity))
     width = native * float(peak_widths(pattern.intensity, [strongest])[0][0])
-    noise = np.median(estimate_noise(pattern.intensity)) / np.ptp(pattern.intensity)
-    coarse = min((x[-1] - x[0]) / 2124, width / 3) if noise > 2e-3 else width / 5
-    return resample(pattern, max(native, min(coarse, (x[-1] - x[0]) / 2124)))
+    # On its own grid the noise is white; resampling correlates neighbours.
+    sigma = estimate_noise(pattern.intensity) if pattern.sigma is None else pattern.sigma
+    noisy = np.median(sigma) > 2e-3 * np.ptp(pattern.intensity)
+    coarse = min(width / 3 if noisy else width / 5, (x[-1] - x[0]) / 2124)
+    return resample(pattern._replace(sigma=sigma), max(native, coarse))
 
 
 def find_peaks(
     pattern: Pattern,
     min_prominence: float = MIN_PROMINENCE,
-    num_sigma: float = NUM_SIGMA,
+    num_sigma: float = 1.15 * NUM_SIGMA,
     subtract: bool = True,
 ) -> Peaks:
     """Find the peaks of a measured pattern.
@@ -173,7 +175,7 @@ def find_peaks(
     Args:
         pattern: the pattern.
         min_prominence: relative to the strongest peak.
-        num_sigma: in units of the noise.
+        num_sigma: in units of the noise; more than on the device, where the noise is known exactly.
         subtract: whether to estimate and subtract a background.
 
     Returns:
@@ -186,7 +188,7 @@ def find_peaks(
 
     even = _search_grid(pattern)
     y = even.intensity - (background(even) if subtract else even.intensity.min())
-    sigma = estimate_noise(even.intensity) if even.sigma is None else even.sigma
+    sigma = even.sigma
     if np.median(sigma) > 1e-4 * y.max():
         y = np.convolve(np.pad(y, 2, mode="edge"), SMOOTHING, "valid")
         sigma = SMOOTHING_GAIN * sigma

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def background(pattern: Pattern, smoothness: float = 20.0, method: str = "arpls"
         smoothness: width in degrees over which the background may bend; the penalty of the
             Whittaker smoother grows with its fourth power in points.
         method: ``arpls`` (Baek et al., Analyst 140, 250, 2015) or ``asls`` (Eilers and Boelens,
-            2005).
+            2005), which suits patterns without noise.
 
     Raises:
         ValueError: an unknown method, or too few points.
@@ -105,7 +106,9 @@ def background(pattern: Pattern, smoothness: float = 20.0, method: str = "arpls"
     step = float(np.median(np.diff(pattern.two_theta)))
     # A second-difference penalty lam halves waves of period 2 pi lam^(1/4) points.
     penalty = max((smoothness / step / (2 * np.pi)) ** 4, 10.0)
-    fit, _ = getattr(Baseline(pattern.two_theta), method)(pattern.intensity, lam=penalty)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a pattern without noise makes arpls stop early
+        fit, _ = getattr(Baseline(pattern.two_theta), method)(pattern.intensity, lam=penalty)
     return np.asarray(fit)
 
 

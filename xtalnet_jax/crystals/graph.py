@@ -8,6 +8,7 @@ the host). nodes = {"frac_coords", "atomic_numbers"}, globals = {"lattice"}, no 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def to_graphs(batch: CrystalBatch) -> jraph.GraphsTuple:
     receivers = jnp.where(real, index[:, :, None], spare).reshape(-1)
     senders = jnp.where(real, index[:, None, :], spare).reshape(-1)
 
-    def flat(x: jax.Array, fill: jax.Array) -> jax.Array:
+    def flat(x: Any, fill: jax.Array) -> jax.Array:
         x = jnp.asarray(x)
         rows = x.reshape(spare, *x.shape[2:])
         return jnp.concatenate([rows, jnp.broadcast_to(fill, (1, *rows.shape[1:]))])

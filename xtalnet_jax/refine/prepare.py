@@ -1,0 +1,231 @@
+"""From crystals and a measured pattern to padded arrays of a few static sizes (host, NumPy)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from xtalnet_jax.crystals.crystal import Crystal
+from xtalnet_jax.crystals.elements import SYMBOLS
+from xtalnet_jax.pxrd import preprocess
+from xtalnet_jax.pxrd.hkl import hkl_table
+from xtalnet_jax.pxrd.pattern import Pattern, inv_d_from_two_theta
+from xtalnet_jax.refine.model import NUM_SHARED, Frame
+from xtalnet_jax.refine.objective import Target
+from xtalnet_jax.refine.stages import Levels, Trials
+from xtalnet_jax.refine.symmetry import Freedom
+
+HKL_SIZES = tuple(int(64 * 2 ** (k / 2)) // 32 * 32 for k in range(2, 17))
+FINE_SIZES = (256, 512, 1024, 2048)
+COORD_SIZES = (4, 12)
+"""Numbers of free coordinates that are compiled for, besides 3 n - 3 rounded up."""
+
+
+class Observed(NamedTuple):
+    """One pattern, ready for both stages."""
+
+    pattern: Pattern
+    net: Pattern  # background subtracted, not negative
+    target: Target  # regular grid with background columns
+    edges: np.ndarray  # [2] first and last angle
+    inv_d_max: float
+    fwhm: float  # typical width of a peak, degrees
+    unit: float  # intensity that is 1 in ``target``
+
+
+def observe(pattern: Pattern, num_background: int) -> Observed:
+    """Check a pattern and bring it onto a regular grid.
+
+    Raises:
+        ValueError: the pattern cannot be refined against.
+    """
+    x, y = np.asarray(pattern.two_theta, float), np.asarray(pattern.intensity, float)
+    if x.ndim != 1 or x.shape != y.shape or len(x) < 50:
+        raise ValueError(
+            f"a pattern of {x.shape} angles and {y.shape} intensities cannot be refined against; "
+            "expected two lists of one length, at least 50"
+        )
+    if not (np.isfinite(x).all() and np.isfinite(y).all() and (np.diff(x) > 0).all()):
+        raise ValueError("angles must increase strictly and all numbers must be finite")
+    if not (y.max() > y.min() and y.max() > 0):
+        raise ValueError("the pattern is flat: it has no peak to refine against")
+    if not 0.05 < pattern.wavelength < 10 or x[0] < 0 or x[-1] >= 175:
+        raise ValueError(
+            f"wavelength {pattern.wavelength:g} angstrom with angles {x[0]:g} to {x[-1]:g}; "
+            "expected 0.05 to 10 angstrom and angles between 0 and 175 degrees"
+        )
+    num_bins = max(n for n in FINE_SIZES if n <= max(len(x), FINE_SIZES[0]))
+    step = (x[-1] - x[0]) / (num_bins - 1)
+    pattern = pattern._replace(two_theta=x, intensity=y)
+    regular = preprocess.resample(pattern, step * (1 - 1e-9), x[0], x[-1])
+    grid, profile = regular.two_theta[:num_bins], regular.intensity[:num_bins]
+    sigma = None if regular.sigma is None else np.asarray(regular.sigma)[:num_bins]
+    u = np.linspace(-1, 1, num_bins)
+    background = np.polynomial.chebyshev.chebvander(u, num_background - 1)
+    if num_background == 0:
+        background = np.zeros((num_bins, 0))
+    scale = 1 / profile.max()
+    target = Target(
+        grid.astype(np.float32),
+        (profile * scale).astype(np.float32),
+        (_weights(profile, sigma) / scale).astype(np.float32),
+        background.astype(np.float32),
+    )
+    net = _net(pattern)
+    return Observed(
+        pattern,
+        net,
+        target,
+        np.array([x[0], x[-1]], np.float32),
+        float(inv_d_from_two_theta(x[-1], pattern.wavelength)),
+        typical_fwhm(net),
+        1 / scale,
+    )
+
+
+def _weights(profile: np.ndarray, sigma: np.ndarray | None) -> np.ndarray:
+    """1/sigma; without sigma that of counts, with a floor of 1 % of the maximum.
+
+    The floor stands for errors that do not shrink with the intensity: a pattern without
+    background has empty bins, whose weight would be infinite.
+    """
+    if sigma is not None and (sigma > 0).any():
+        good = sigma > 0
+        return np.where(good, 1 / np.where(good, sigma, 1.0), 0.0)
+    return 1 / np.sqrt(np.maximum(profile, 0.01 * profile.max()) * profile.max())
+
+
+def _net(pattern: Pattern) -> Pattern:
+    """Intensity above the background; a pattern that returns to zero everywhere has none."""
+    y = pattern.intensity
+    blocks = np.array_split(y, 12)
+    if max(np.percentile(b, 10) for b in blocks) > 0.005 * y.max() or y.min() < 0:
+        y = preprocess.subtract_background(pattern).intensity
+    return pattern._replace(intensity=np.maximum(y, 0.0))
+
+
+def typical_fwhm(net: Pattern) -> float:
+    """Width of the sharper peaks: lower quartile of the widths at half height of strong maxima."""
+    x, y = net.two_theta, net.intensity
+    top = np.flatnonzero((y[1:-1] >= y[:-2]) & (y[1:-1] > y[2:]) & (y[1:-1] > 0.1 * y.max())) + 1
+    widths = []
+    for i in top[np.argsort(-y[top])][:30]:
+        left, right = i, i
+        while left > 0 and y[left] > y[i] / 2:
+            left -= 1
+        while right < len(y) - 1 and y[right] > y[i] / 2:
+            right += 1
+        widths.append(x[right] - x[left] - (x[1] - x[0]))
+    step = float(np.median(np.diff(x)))
+    width = float(np.percentile(widths, 25)) if widths else 0.2
+    return float(np.clip(width, 1.2 * step, 2.0))
+
+
+def broaden(pattern: Pattern, grid: np.ndarray, fwhm: float) -> np.ndarray:
+    """Pattern convolved with a Gaussian, on another grid."""
+    x, y = pattern.two_theta, pattern.intensity
+    spacing = np.gradient(x)
+    kernel = np.exp(-4 * np.log(2) * ((grid[:, None] - x[None, :]) / fwhm) ** 2)
+    return kernel @ (y * spacing) / fwhm
+
+
+def make_levels(
+    observed: Observed,
+    widths: Sequence[float],
+    num_bins: int,
+    floor: float,
+    move_coord: Sequence[float],
+) -> Levels:
+    """Square-root profiles at several widths; peaks of the pattern's own width are allowed for."""
+    grid = np.linspace(*observed.edges, num_bins)
+    least = 2.0 * (grid[1] - grid[0])
+    fwhm, rows = [], []
+    for width in widths:
+        added = max(width, least)
+        z = broaden(observed.net, grid, added)
+        root = np.sqrt(z / z.mean() + floor) - floor**0.5
+        rows.append(root / np.linalg.norm(root))
+        fwhm.append(np.hypot(added, observed.fwhm))
+    as_float = lambda v: np.asarray(v, np.float32)  # noqa: E731
+    return Levels(
+        as_float(grid),
+        as_float(rows),
+        as_float(fwhm),
+        np.ones(len(rows), np.float32),
+        as_float(move_coord),
+    )
+
+
+def make_trials(
+    crystals: Sequence[Crystal],
+    freedoms: Sequence[Freedom],
+    inv_d_max: float,
+    num_coord: int,
+    num_nodes: int,
+    num_species: int,
+    num_hkl: int,
+    contact: float,
+) -> Trials:
+    """Pad candidates to one size; reflections beyond ``num_hkl`` (largest 1/d) are left out."""
+    n = len(crystals)
+    frac = np.zeros((n, num_nodes, 3))
+    species = np.zeros((n, num_species), np.int32)
+    one_hot = np.zeros((n, num_nodes, num_species))
+    closest = np.zeros((n, num_nodes, num_nodes))
+    coord = np.zeros((n, num_nodes, 3, num_coord))
+    cell = np.zeros((n, 6, 6))
+    lattices = np.stack([np.asarray(c.lattice, float) for c in crystals])
+    hkl = np.zeros((n, num_hkl, 3))
+    for i, (c, free) in enumerate(zip(crystals, freedoms)):
+        z = np.asarray(c.atomic_numbers)
+        kinds, which = np.unique(z, return_inverse=True)
+        m = len(z)
+        frac[i, :m] = c.frac_coords
+        species[i, : len(kinds)] = kinds
+        one_hot[i, np.arange(m), which] = 1.0
+        radius = np.array([atomic_radius(int(k)) for k in z])
+        closest[i, :m, :m] = contact * (radius[:, None] + radius[None])
+        cell[i, :, : free.cell.shape[1]] = free.cell
+        moves = np.einsum("jaq,ab->jbq", free.coord, np.linalg.inv(lattices[i]))
+        coord[i, :m, :, : moves.shape[2]] = moves
+        found = hkl_table(lattices[i : i + 1], inv_d_max).hkl[:num_hkl]
+        hkl[i, : len(found)] = found
+    f = lambda v: v.astype(np.float32)  # noqa: E731
+    frame = Frame(
+        species, f(one_hot), f(frac), f(lattices), f(hkl), f(2.0 * hkl.any(-1)), f(cell), f(coord)
+    )
+    sizes = np.array([len(c.atomic_numbers) for c in crystals], np.float32)
+    return Trials(frame, f(closest), sizes)
+
+
+def num_reflections(crystal: Crystal, inv_d_max: float) -> int:
+    """About how many reflections (half space) a cell has: the half sphere over the cell's."""
+    volume = abs(np.linalg.det(np.asarray(crystal.lattice, float)))
+    return int(2 / 3 * np.pi * inv_d_max**3 * volume * 1.05) + 24
+
+
+def bucket(value: int, sizes: Sequence[int]) -> int:
+    """Smallest of ``sizes`` that holds ``value``, or the largest there is."""
+    return next((s for s in sizes if s >= value), sizes[-1])
+
+
+def coord_bucket(num_coord: int, num_nodes: int) -> int:
+    """Padded number of free coordinates."""
+    return next((s for s in COORD_SIZES if s >= num_coord), max(3 * num_nodes, num_coord))
+
+
+def num_variables(num_coord: int) -> int:
+    """Length of the flat vector of variables."""
+    return NUM_SHARED + num_coord
+
+
+@cache
+def atomic_radius(atomic_number: int) -> float:
+    """Slater's radius in angstrom (J. Chem. Phys. 41, 3199, 1964), 1.5 where there is none."""
+    from pymatgen.core import Element
+
+    radius = Element(SYMBOLS[atomic_number]).atomic_radius
+    return float(radius) if radius else 1.5

@@ -1,0 +1,437 @@
+"""Fit candidate crystals to a powder pattern: `refine` and `compare`.
+
+1. Every candidate, without symmetry: cell and coordinates against square-root profiles, peaks
+   annealed from wide to narrow.
+2. Symmetries that the moved candidates nearly have are imposed; each symmetrised copy and the
+   candidate itself are annealed on with their own freedom, and the best explanation is kept, where
+   free coordinates must earn their number.
+3. Profile refinement of that one: cell, coordinates, zero shift, peak shape, B, scale, background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xtalnet_jax.crystals import lattice as lattice_math
+from xtalnet_jax.crystals.crystal import Crystal, CrystalBatch, unstack_crystals
+from xtalnet_jax.pxrd.pattern import Pattern
+from xtalnet_jax.pxrd.scattering import check_tabulated
+from xtalnet_jax.refine import model, objective, prepare, stages, symmetry
+from xtalnet_jax.refine.stages import B_ISO, CELL, COORD, ETA, FWHM_TAN, LOG_FWHM, ZERO, Strengths
+
+
+class RefineSettings(NamedTuple):
+    """How to refine; the defaults were tuned on perturbed validation crystals.
+
+    Restraints are costs in the units of the misfits, 1 - cos^2 and R_wp^2.
+    """
+
+    first_widths: tuple[float, ...] = (4.0, 3.0, 2.2, 1.6, 1.2, 0.9, 0.65, 0.5)  # degrees
+    first_steps: int = 4  # evaluations per width
+    first_bins: int = 512
+    second_widths: tuple[float, ...] = (1.0, 0.7, 0.5, 0.35, 0.25)
+    second_steps: int = 4
+    second_bins: int = 1024
+    cell_first: int = 0  # levels of the first round that hold the coordinates
+    profile_steps: int = 12
+    num_background: int = 6  # Chebyshev terms of the profile refinement
+    floor: float = 0.02  # under the square root, in units of the mean intensity
+    symprecs: tuple[float, ...] = (0.5, 0.3, 0.2, 0.1, 0.05)  # angstrom; () for no symmetry
+    max_variants: int = 2  # symmetrised copies per candidate
+    price: float = 0.03  # factor on the misfit per free coordinate, as 1 + price * number
+    misfit_floor: float = 2e-4  # misfits below are as good as 0
+    contact: float = 0.7  # shortest distance allowed, in sums of atomic radii
+    contact_cost: float = 0.02  # per square angstrom too short
+    cell_cost: float = 0.02  # per squared strain
+    coord_cost: float = 2e-3  # per square angstrom and atom
+    zero_cost: float = 0.02  # per square degree
+    step_cell: float = 0.02
+    step_coord: float = 0.15  # angstrom
+    chunk: int | None = None  # candidates per compiled call; None: by device
+
+
+DEFAULT = RefineSettings()
+
+
+class Refined(NamedTuple):
+    """One candidate after refinement."""
+
+    crystal: Crystal
+    rwp: float  # weighted profile residual, 0..1
+    cosine: float  # of the square-root profiles, background subtracted, peaks a little widened
+    zero_shift: float  # degrees 2-theta
+    fwhm: float  # constant part of the peak width, degrees
+    fwhm_tan: float  # part that grows with tan(theta): FWHM^2 = fwhm^2 + (fwhm_tan tan theta)^2
+    eta: float  # Lorentzian share
+    b_iso: float  # square angstrom
+    scale: float
+    background: np.ndarray  # [num_background] Chebyshev coefficients over the measured range
+    calculated: Pattern  # on the angles of the measured pattern
+    space_group: int  # number of the symmetry that was kept
+    num_free: int  # structural parameters that were free: cell and coordinates
+    moved: float  # rms displacement of the atoms, angstrom, without a common shift
+    cell: np.ndarray  # [6] a, b, c (angstrom), alpha, beta, gamma (degrees)
+    cell_esd: np.ndarray  # [6] standard uncertainties of cell
+    esd: dict[str, float]  # standard uncertainties of zero_shift, fwhm, fwhm_tan, eta, b_iso
+    trajectory: np.ndarray  # [n_step] cost during the profile refinement
+
+
+class _Variant(NamedTuple):
+    """A candidate under way."""
+
+    source: int
+    crystal: Crystal
+    operations: symmetry.Operations
+    freedom: symmetry.Freedom
+    zero: float = 0.0
+    misfit: float = np.inf
+
+
+def refine(
+    crystals: Sequence[Crystal] | CrystalBatch,
+    pattern: Pattern,
+    settings: RefineSettings = DEFAULT,
+) -> list[Refined]:
+    """Refine every candidate against a pattern; results are in the order of the candidates.
+
+    Candidates do not influence each other. Atoms keep their order and the cell its setting.
+
+    Args:
+        crystals: candidates; cells should be reduced, a long axis costs time.
+        pattern: measured or calculated, with or without background.
+        settings: see `RefineSettings`.
+
+    Raises:
+        ValueError: an empty or impossible candidate, an element without form factor, or a
+            pattern that cannot be refined against.
+    """
+    crystals = _checked(crystals)
+    observed = prepare.observe(pattern, settings.num_background)
+    variants = [_free_variant(i, c) for i, c in enumerate(crystals)]
+    fixed = [0.0] * settings.cell_first
+    variants = _annealed(
+        variants, observed, settings, settings.first_widths, settings.first_bins,
+        settings.first_steps, fixed + [1.0] * (len(settings.first_widths) - len(fixed)), 1.1,
+    )  # fmt: skip
+    spread = [v for variant in variants for v in _with_symmetry(variant, settings)]
+    spread = _annealed(
+        spread, observed, settings, settings.second_widths, settings.second_bins,
+        settings.second_steps, [1.0] * len(settings.second_widths), 1.04,
+    )  # fmt: skip
+    best = [
+        min((v for v in spread if v.source == i), key=partial(_price, settings=settings))
+        for i in range(len(crystals))
+    ]
+    results = _profile_fits(best, observed, settings, free=True)
+    return [
+        r._replace(moved=displacement(before, r.crystal)) for before, r in zip(crystals, results)
+    ]
+
+
+def compare(
+    crystals: Sequence[Crystal] | CrystalBatch,
+    pattern: Pattern,
+    settings: RefineSettings = DEFAULT,
+) -> list[Refined]:
+    """Like `refine`, but the crystals stay: only scale, background, zero shift and peak shape fit.
+
+    Raises:
+        ValueError: as `refine`.
+    """
+    crystals = _checked(crystals)
+    observed = prepare.observe(pattern, settings.num_background)
+    variants = [_free_variant(i, c) for i, c in enumerate(crystals)]
+    return _profile_fits(variants, observed, settings, free=False)
+
+
+def displacement(before: Crystal, after: Crystal) -> float:
+    """Root mean square move of the atoms, angstrom, a common shift taken off."""
+    move = np.asarray(after.frac_coords, float) - np.asarray(before.frac_coords, float)
+    move = (move - np.round(move)) @ np.asarray(after.lattice, float)
+    return float(np.sqrt(((move - move.mean(0)) ** 2).sum(-1).mean()))
+
+
+def _checked(crystals: Sequence[Crystal] | CrystalBatch) -> list[Crystal]:
+    if isinstance(crystals, CrystalBatch):
+        crystals = unstack_crystals(crystals)
+    if isinstance(crystals, Crystal):
+        raise ValueError("refine takes a list of crystals; write refine([crystal], pattern)")
+    for i, c in enumerate(crystals):
+        z, x, lattice = (np.asarray(v) for v in c)
+        if len(z) == 0 or x.shape != (len(z), 3) or lattice.shape != (3, 3):
+            raise ValueError(
+                f"candidate {i + 1} has {len(z)} atoms, coordinates {x.shape} and lattice "
+                f"{lattice.shape}; expected n atoms, [n, 3] and [3, 3]"
+            )
+        if not (np.isfinite(x).all() and np.isfinite(lattice).all()):
+            raise ValueError(f"candidate {i + 1} has coordinates or a lattice that are not finite")
+        if abs(np.linalg.det(lattice)) < 1.0:
+            raise ValueError(
+                f"candidate {i + 1} has a cell of {abs(np.linalg.det(lattice)):.3g} cubic angstrom"
+            )
+        check_tabulated(z)
+    return list(crystals)
+
+
+# Variants -----------------------------------------------------------------------------------------
+
+
+def _free_variant(i: int, crystal: Crystal) -> _Variant:
+    operations = symmetry.identity_operations(crystal)
+    return _Variant(i, crystal, operations, symmetry.freedom(crystal, operations))
+
+
+def _with_symmetry(variant: _Variant, settings: RefineSettings) -> list[_Variant]:
+    found = symmetry.symmetrize(variant.crystal, settings.symprecs)[: settings.max_variants]
+    symmetric = [
+        variant._replace(crystal=c, operations=o, freedom=symmetry.freedom(c, o)) for c, o in found
+    ]
+    own = variant._replace(freedom=symmetry.freedom(variant.crystal, variant.operations))
+    return [*symmetric, own]
+
+
+def _price(variant: _Variant, settings: RefineSettings) -> float:
+    num = variant.freedom.coord.shape[-1] + variant.freedom.cell.shape[-1]
+    return (variant.misfit + settings.misfit_floor) * (1 + settings.price * num)
+
+
+# Stages -------------------------------------------------------------------------------------------
+
+
+def _strengths(s: RefineSettings) -> Strengths:
+    values = (s.contact_cost, s.cell_cost, s.coord_cost, s.zero_cost, s.step_cell, s.step_coord)
+    return Strengths(*(np.float32(v) for v in values))
+
+
+def _groups(variants: list[_Variant]) -> dict[int, list[int]]:
+    """Variants by padded number of free coordinates."""
+    num_nodes = _num_nodes(variants)
+    groups: dict[int, list[int]] = {}
+    for i, v in enumerate(variants):
+        size = prepare.coord_bucket(v.freedom.coord.shape[-1], num_nodes)
+        groups.setdefault(size, []).append(i)
+    return groups
+
+
+def _num_nodes(variants: list[_Variant]) -> int:
+    return -(-max(len(v.crystal.atomic_numbers) for v in variants) // 4) * 4
+
+
+def _chunks(
+    variants: list[_Variant],
+    observed: prepare.Observed,
+    settings: RefineSettings,
+    margin: float,
+    bins: int,
+) -> list[tuple[list[int], stages.Trials, np.ndarray]]:
+    """Split into padded chunks: rows, trials, start."""
+    out = []
+    num_nodes = _num_nodes(variants)
+    kinds = max(len(np.unique(v.crystal.atomic_numbers)) for v in variants)
+    inv_d_max = observed.inv_d_max * margin
+    for num_coord, rows in _groups(variants).items():
+        need = max(prepare.num_reflections(variants[i].crystal, inv_d_max) for i in rows)
+        num_hkl = prepare.bucket(need, prepare.HKL_SIZES)
+        chunk = settings.chunk or _chunk_size(num_hkl * bins)
+        for start in range(0, len(rows), chunk):
+            part = rows[start : start + chunk]
+            padded = part + part[:1] * (chunk - len(part))
+            chosen = [variants[i] for i in padded]
+            trials = prepare.make_trials(
+                [v.crystal for v in chosen], [v.freedom for v in chosen], inv_d_max, num_coord,
+                num_nodes, prepare.bucket(kinds, (4, 8, 16, 100)), num_hkl, settings.contact,
+            )  # fmt: skip
+            x = np.zeros((chunk, prepare.num_variables(num_coord)), np.float32)
+            x[:, ZERO] = [v.zero for v in chosen]
+            x[:, LOG_FWHM] = np.log(observed.fwhm)
+            x[:, ETA], x[:, FWHM_TAN] = 0.5, 0.3 * observed.fwhm
+            out.append((part, trials, x))
+    return out
+
+
+def _chunk_size(work: int) -> int:
+    """Candidates at once: few on a CPU, whose caches are small, many on an accelerator."""
+    room = 2**21 if jax.default_backend() == "cpu" else 2**27
+    return int(np.clip(room // work, 1, 4 if jax.default_backend() == "cpu" else 64))
+
+
+def _annealed(
+    variants: list[_Variant],
+    observed: prepare.Observed,
+    settings: RefineSettings,
+    widths: Sequence[float],
+    bins: int,
+    steps: int,
+    move_coord: Sequence[float],
+    margin: float,
+) -> list[_Variant]:
+    levels = prepare.make_levels(observed, widths, bins, settings.floor, move_coord)
+    out = list(variants)
+    for rows, trials, x in _chunks(variants, observed, settings, margin, bins):
+        found = stages.anneal(
+            trials, x, levels, np.float32(observed.pattern.wavelength), observed.edges,
+            np.float32(settings.floor), _strengths(settings), steps,
+        )  # fmt: skip
+        moved = _moved(trials.frame, found.x)
+        for k, i in enumerate(rows):
+            out[i] = _place(
+                variants[i], moved, k, float(found.x[k, ZERO]), float(found.misfit[k, -1])
+            )
+    return out
+
+
+def _place(v: _Variant, moved: Any, k: int, zero: float, misfit: float) -> _Variant:
+    lattice, frac = moved
+    n = len(v.crystal.atomic_numbers)
+    crystal = Crystal(v.crystal.atomic_numbers, np.mod(frac[k, :n], 1.0), lattice[k])
+    if not (np.isfinite(lattice[k]).all() and np.isfinite(frac[k, :n]).all()):
+        return v
+    return v._replace(crystal=crystal, zero=zero, misfit=misfit)
+
+
+@jax.jit
+def _moved_arrays(frame: model.Frame, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return (
+        jax.vmap(model.strained_lattice)(frame, x[:, CELL]),
+        jax.vmap(model.moved_coords)(frame, x[:, COORD]),
+    )
+
+
+def _moved(frame: model.Frame, x: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    lattice, frac = _moved_arrays(frame, x)
+    return np.asarray(lattice, float), np.asarray(frac, float)
+
+
+def _profile_fits(
+    variants: list[_Variant], observed: prepare.Observed, settings: RefineSettings, free: bool
+) -> list[Refined]:
+    if not variants:
+        return []
+    wavelength = np.float32(observed.pattern.wavelength)
+    bins = len(observed.target.two_theta)
+    grid = observed.pattern.two_theta.astype(np.float32)
+    narrow = prepare.make_levels(observed, [0.15], settings.second_bins, settings.floor, [0.0])
+    out: list[Any] = [None] * len(variants)
+    for rows, trials, x in _chunks(variants, observed, settings, 1.02, bins):
+        fitted = stages.fit_profile(
+            trials, x, observed.target, wavelength,
+            _schedule(x.shape[1], settings.profile_steps, free), _strengths(settings),
+        )  # fmt: skip
+        host = jax.tree.map(np.asarray, fitted)
+        lattice, frac = _moved(trials.frame, fitted.x)
+        curves = np.asarray(_curves(trials.frame, fitted.x, grid, wavelength), float)
+        cosine = np.asarray(
+            _cosines(trials.frame, fitted.x, narrow, wavelength, observed.edges, settings.floor)
+        )
+        cells, cell_esd = (np.asarray(a, float) for a in _cells(trials.frame, *_cov(fitted)))
+        for k, i in enumerate(rows):
+            v = _place(variants[i], (lattice, frac), k, 0.0, 0.0)
+            out[i] = _result(
+                v, host, k, curves[k], float(cosine[k]), cells[k], cell_esd[k], observed
+            )
+    return out
+
+
+def _schedule(p: int, steps: int, free: bool) -> np.ndarray:
+    """Which variables move when: peaks first, then the cell, then all; [n_step, p]."""
+    active = np.zeros((steps, p), np.float32)
+    active[:, [ZERO, LOG_FWHM, FWHM_TAN, ETA]] = 1
+    if free:
+        active[2:, CELL] = 1
+        active[4:, B_ISO] = 1
+        active[4:, COORD] = 1
+    return active
+
+
+@jax.jit
+def _curves(frame: model.Frame, x: jax.Array, grid: jax.Array, wavelength: jax.Array) -> jax.Array:
+    one = lambda a: objective.profile(grid, a[0], model.from_vector(a[1]), wavelength)  # noqa: E731
+    return jax.lax.map(one, (frame, x))
+
+
+@jax.jit
+def _cosines(
+    frame: model.Frame, x: jax.Array, level: stages.Levels, wavelength: Any, edges: Any, floor: Any
+) -> jax.Array:
+    """Cosine of the square-root profiles at the single width of ``level``."""
+
+    def one(a: tuple[model.Frame, jax.Array]) -> jax.Array:
+        frame, x = a
+        v = model.from_vector(x)._replace(
+            log_fwhm=jnp.log(level.fwhm[0]), fwhm_tan=0 * x[0], eta=0 * x[0]
+        )
+        root = objective.coarse_root(frame, v, wavelength, level.two_theta, edges, floor)
+        return (root @ level.profile[0]) / jnp.sqrt(root @ root + 1e-20)
+
+    return jax.lax.map(one, (frame, x))
+
+
+def _cov(fitted: stages.Fitted) -> tuple[jax.Array, jax.Array]:
+    return fitted.x[:, CELL], fitted.covariance[:, CELL, CELL]
+
+
+@jax.jit
+def _cells(
+    frame: model.Frame, cell: jax.Array, covariance: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Cell parameters [n, 6] and standard uncertainties, carried over from those of the strain."""
+
+    def parameters(frame: model.Frame, cell: jax.Array) -> jax.Array:
+        lattice = model.strained_lattice(frame, cell)
+        return jnp.concatenate(lattice_math.parameters_from_matrix(lattice))
+
+    def one(frame: model.Frame, cell: jax.Array, covariance: jax.Array):
+        j = jax.jacfwd(parameters, argnums=1)(frame, cell)
+        variance = jnp.einsum("ia,ab,ib->i", j, covariance, j)
+        return parameters(frame, cell), jnp.sqrt(jnp.maximum(variance, 0.0))
+
+    return jax.vmap(one)(frame, cell, covariance)
+
+
+def _result(
+    v: _Variant,
+    fitted: stages.Fitted,
+    k: int,
+    curve: np.ndarray,
+    cosine: float,
+    cell: np.ndarray,
+    cell_esd: np.ndarray,
+    observed: prepare.Observed,
+) -> Refined:
+    x, pattern = fitted.x[k], observed.pattern
+    scale, background = fitted.linear[k, 0] * observed.unit, fitted.linear[k, 1:] * observed.unit
+    u = np.interp(pattern.two_theta, observed.edges.astype(float), [-1.0, 1.0])
+    below = np.polynomial.chebyshev.chebval(u, background) if len(background) else 0.0
+    calculated = pattern._replace(intensity=scale * curve + below, sigma=None, meta={})
+    esd = np.sqrt(np.maximum(np.diagonal(fitted.covariance[k]), 0.0))
+    # d FWHM = FWHM d log FWHM
+    uncertain = {
+        "zero_shift": esd[ZERO], "fwhm": esd[LOG_FWHM] * np.exp(x[LOG_FWHM]),
+        "fwhm_tan": esd[FWHM_TAN], "eta": esd[ETA], "b_iso": esd[B_ISO],
+    }  # fmt: skip
+    return Refined(
+        crystal=v.crystal,
+        rwp=float(fitted.rwp[k]),
+        cosine=cosine,
+        zero_shift=float(x[ZERO]),
+        fwhm=float(np.exp(x[LOG_FWHM])),
+        fwhm_tan=float(x[FWHM_TAN]),
+        eta=float(x[ETA]),
+        b_iso=float(x[B_ISO]),
+        scale=float(scale),
+        background=np.asarray(background),
+        calculated=calculated,
+        space_group=v.operations.number,
+        num_free=v.freedom.cell.shape[-1] + v.freedom.coord.shape[-1],
+        moved=0.0,
+        cell=cell,
+        cell_esd=cell_esd,
+        esd={name: float(value) for name, value in uncertain.items()},
+        trajectory=fitted.trajectory[k],
+    )

@@ -25,7 +25,9 @@ if __name__ == "__main__":
     flags.DEFINE_integer("item_seed", 0, "of the choice of crystals")
     flags.DEFINE_bool("refine", True, "refine candidates before ranking")
     flags.DEFINE_bool("shuffled", True, "also run the control with permuted patterns")
-    flags.DEFINE_bool("fit_ranker", False, "fit the ranker to these items and print it as JSON")
+    flags.DEFINE_bool(
+        "fit_ranker", False, "fit the ranker to these items: OUT/ranker.json"
+    )
     flags.DEFINE_integer("workers", 2, "processes that compare structures")
 
 

@@ -32,11 +32,13 @@ def load_weights(path: str | Path) -> tuple[Params, dict[str, Any]]:
     return load_safetensors(file)
 
 
-def solver_files(name: str | Path) -> tuple[Path, Path]:
-    """Return the CPCP and generator weights of a bundled pair, or of a folder of one's own.
+def solver_files(name: str | Path) -> tuple[Path, Path, Path]:
+    """Return CPCP weights, generator weights and ranker of a bundled name or a folder.
+
+    A folder without ``ranker.json`` gets the bundled one.
 
     Raises:
-        ValueError: neither a bundled name nor a folder that holds both files.
+        ValueError: neither a bundled name nor a folder that holds both weight files.
     """
     bundled = sorted(p.name for p in BUNDLED.iterdir() if p.is_dir()) if BUNDLED.is_dir() else []
     folder = BUNDLED / name if str(name) in bundled else Path(name)
@@ -47,7 +49,8 @@ def solver_files(name: str | Path) -> tuple[Path, Path]:
             f"no weights {str(name)!r}: {' and '.join(missing)} not found in {folder}; bundled are "
             f"{', '.join(bundled) or 'none'}"
         )
-    return files
+    own = folder / "ranker.json"
+    return *files, own if own.is_file() else BUNDLED / "default" / "ranker.json"
 
 
 def take_over(init: Callable[..., Params], donor: Mapping[str, Any]) -> Callable[..., Params]:

@@ -8,14 +8,25 @@ structure. Candidates are ranked by that probability, which is also the publishe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-FEATURES = ("log_misfit", "log_rwp", "similarity", "votes", "contact", "log_num_atoms")
+FEATURES = (
+    "log_misfit",
+    "log_rwp",
+    "similarity",
+    "votes",
+    "contact",
+    "log_num_atoms",
+    "log_num_free",
+    "moved",
+)
 """Names and order of the ranker's inputs, see `feature_matrix`."""
 
 
@@ -69,6 +80,8 @@ def feature_matrix(
     votes: np.ndarray,
     contact: np.ndarray,
     num_atoms: np.ndarray,
+    num_free: np.ndarray,
+    moved: np.ndarray,
 ) -> np.ndarray:
     """Return the ranker's inputs, [n, num_features].
 
@@ -79,6 +92,8 @@ def feature_matrix(
         votes: share of the candidates that are the same structure, 0..1.
         contact: smallest distance over the sum of the two atomic radii.
         num_atoms: atoms in the cell.
+        num_free: structural parameters that were free in the refinement, 0 without one.
+        moved: rms displacement of the atoms by the refinement, angstrom.
     """
     columns = (
         np.log10(np.clip(1.0 - np.asarray(cosine, float), 1e-4, None)),
@@ -87,8 +102,26 @@ def feature_matrix(
         votes,
         np.clip(contact, 0.0, 1.2),
         np.log(num_atoms),
+        np.log1p(num_free),
+        np.clip(moved, 0.0, 2.0),
     )
     return np.stack([np.broadcast_to(np.asarray(c, float), np.shape(cosine)) for c in columns], -1)
+
+
+def load_rankers(path: str | Path) -> dict[str, Ranker]:
+    """Read the rankers of a ``ranker.json``: one for refined, one for raw candidates.
+
+    Raises:
+        ValueError: see `ranker_from_config`.
+    """
+    stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {kind: ranker_from_config(config) for kind, config in stored.items()}
+
+
+def save_rankers(path: str | Path, rankers: Mapping[str, Ranker]) -> None:
+    """Write a ``ranker.json``."""
+    text = json.dumps({kind: r.to_config() for kind, r in rankers.items()}, indent=1)
+    Path(path).write_text(text + "\n", encoding="utf-8")
 
 
 def fit_ranker(features: np.ndarray, matched: np.ndarray, penalty: float = 1.0) -> Ranker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -104,8 +103,8 @@ def _generation(
     matched = assess.matched_flags(assessed, records, RANKED_BY)
     if options.fit_ranker:
         fitted = ranking.fit_ranker(features, matched)
-        (out / f"ranker_{kind}.json").write_text(json.dumps(fitted.to_config(), indent=1) + "\n")
         solver = solver._replace(rankers={**solver.rankers, kind: fitted})
+        ranking.save_rankers(out / "ranker.json", solver.rankers)
     rows = []
     provenance = tables.collect_provenance(time.perf_counter() - start)
     ks = [k for k in KS if k <= options.num_candidates]

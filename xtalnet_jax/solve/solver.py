@@ -37,6 +37,8 @@ class Fit(NamedTuple):
     rwp: np.ndarray  # [n]
     cosine: np.ndarray  # [n]
     similarity: np.ndarray  # [n]
+    num_free: np.ndarray  # [n] free structural parameters, 0 without refinement
+    moved: np.ndarray  # [n] angstrom
     calculated: list[Pattern]
 
 
@@ -198,6 +200,8 @@ class Solver(NamedTuple):
             np.array([r.rwp for r in results]),
             np.array([r.cosine for r in results]),
             self.embed_crystals(crystals) @ vector,
+            np.array([r.num_free for r in results]),
+            np.array([r.moved for r in results]),
             [r.calculated for r in results],
         )
 
@@ -245,7 +249,9 @@ def features_of(fit: Fit) -> Features:
     votes = np.array([(group == g).mean() for g in group])
     contact = np.array([plausibility.shortest_contact(c) for c in fit.crystals])
     sizes = np.array([len(c.atomic_numbers) for c in fit.crystals])
-    matrix = ranking.feature_matrix(fit.cosine, fit.rwp, fit.similarity, votes, contact, sizes)
+    matrix = ranking.feature_matrix(
+        fit.cosine, fit.rwp, fit.similarity, votes, contact, sizes, fit.num_free, fit.moved
+    )
     return Features(matrix, group)
 
 
@@ -253,20 +259,19 @@ def load_solver(name: str = "default") -> Solver:
     """Load bundled weights by name, or a pair of your own from a folder.
 
     Args:
-        name: ``"default"``, or a folder with ``cpcp.safetensors`` and ``generator.safetensors``.
+        name: ``"default"``, or a folder with ``cpcp.safetensors``, ``generator.safetensors`` and,
+            from ``launch.evaluate --fit_ranker``, ``ranker.json`` (without it the bundled ranker
+            is used, whose confidence was calibrated for other weights).
 
     Raises:
         ValueError: no such weights.
     """
     from xtalnet_jax.pretrained.weights import load_weights, solver_files
 
-    cpcp_file, generator_file = solver_files(name)
-    cpcp_params, cpcp = load_weights(cpcp_file)
-    generator_params, generator = load_weights(generator_file)
-    cpcp, generator = ConfigDict(cpcp), ConfigDict(generator)
-    rankers = {
-        kind: ranking.ranker_from_config(generator.rankers[kind]) for kind in ("refined", "raw")
-    }
+    cpcp_file, generator_file, ranker_file = solver_files(name)
+    cpcp_params, cpcp_recipe = load_weights(cpcp_file)
+    generator_params, generator_recipe = load_weights(generator_file)
+    cpcp, generator = ConfigDict(cpcp_recipe), ConfigDict(generator_recipe)
     return Solver(
         tasks.make_embedder(cpcp),
         cpcp_params,
@@ -274,6 +279,6 @@ def load_solver(name: str = "default") -> Solver:
         generator_params,
         cpcp.pattern.num_peaks,
         max(generator.data.num_atoms_buckets),
-        rankers,
+        ranking.load_rankers(ranker_file),
         name,
     )

@@ -38,6 +38,7 @@ def base(task: str) -> ConfigDict:
                 "min_batch": 8,
             },
             "pattern": {
+                "source": "lines",  # simulated in the step; "own": the peaks the data set came with
                 "form": "inv_d",  # "grid": the paper's index on the 0.02 degree grid from 3 degrees
                 "num_peaks": 64,
                 "effects": LABORATORY,
@@ -83,3 +84,6 @@ def smoke(config: ConfigDict) -> ConfigDict:
 
 
 CPU_ENCODER = {"width": 128, "ffn": 256, "heads": 8, "layers": 2, "dropout": 0.0}
+
+FROZEN_ENCODER = ("params/pxrd_encoder",)
+"""For ``config.train.freeze``: the encoder stays as ``init_from`` brought it."""

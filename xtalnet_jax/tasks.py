@@ -108,11 +108,25 @@ def to_form(peaks: PeakBatch, config: ConfigDict) -> PeakBatch:
     )
 
 
-def _training_peaks(config: ConfigDict) -> Callable[[jax.Array, Lines, bool], PeakBatch]:
+def _training_peaks(config: ConfigDict) -> Callable[[jax.Array, Example, bool], PeakBatch]:
+    if config.pattern.source == "own":
+
+        def own(key: jax.Array, example: Example, train: bool) -> PeakBatch:
+            del key, train
+            if example.peaks is None:
+                raise ValueError(
+                    "the recipe reads the data set's own patterns (pattern.source='own'), but the "
+                    "packed set has none; prepare it from a source that brings patterns, or use "
+                    "pattern.source='lines'"
+                )
+            return to_form(example.peaks, config)
+
+        return own
+
     noisy, clean = effects_from_config(config.pattern), clean_effects(config.pattern)
 
-    def peaks(key: jax.Array, lines: Lines, train: bool) -> PeakBatch:
-        return measure(config, key if train else None, lines, noisy if train else clean)
+    def peaks(key: jax.Array, example: Example, train: bool) -> PeakBatch:
+        return measure(config, key if train else None, example.lines, noisy if train else clean)
 
     return peaks
 
@@ -130,13 +144,13 @@ def cpcp_task(config: ConfigDict) -> Task:
     model, peaks_of = cpcp_model(config), _training_peaks(config)
 
     def init(key: jax.Array, example: Example) -> Params:
-        return model.init(key, peaks_of(key, example.lines, True), example.crystals)
+        return model.init(key, peaks_of(key, example, True), example.crystals)
 
     def loss(
         params: Params, key: jax.Array, example: Example, train: bool, axis_name: str | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         key_peaks, key_dropout = jax.random.split(key)
-        peaks = peaks_of(key_peaks, example.lines, train)
+        peaks = peaks_of(key_peaks, example, train)
         patterns, crystals, scale = model.apply(
             params, peaks, example.crystals, train, rngs={"dropout": key_dropout}
         )
@@ -199,7 +213,7 @@ def _generation_task(
     def init(key: jax.Array, example: Example) -> Params:
         crystals = jax.tree.map(jnp.asarray, example.crystals)
         lattice, t = start(crystals)
-        peaks = peaks_of(key, example.lines, True)
+        peaks = peaks_of(key, example, True)
         numbers, coords = crystals.atomic_numbers, crystals.frac_coords
         metric = jnp.tile(jnp.eye(3)[None], (len(lattice), 1, 1))
         extra = {"metric": metric} if name == "flow" else {}
@@ -210,7 +224,7 @@ def _generation_task(
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del axis_name  # the mean over devices of local means is the global loss
         key_peaks, key_noise, key_dropout = jax.random.split(key, 3)
-        peaks = peaks_of(key_peaks, example.lines, train)
+        peaks = peaks_of(key_peaks, example, train)
         # A frozen encoder is also without its dropout: what it says of a pattern is fixed.
         condition = model.apply(
             params,

@@ -17,7 +17,7 @@ import numpy as np
 
 from xtalnet_jax.crystals.crystal import CrystalBatch
 from xtalnet_jax.data.packed import PackedSet
-from xtalnet_jax.pxrd.pattern import Lines
+from xtalnet_jax.pxrd.pattern import Lines, PeakBatch
 
 DEFAULT_BUCKETS = (4, 8, 12, 16, 20)
 PAD = -1  # index of an empty crystal
@@ -29,6 +29,7 @@ class Example(NamedTuple):
     crystals: CrystalBatch
     lines: Lines
     index: Any  # [n_graph] int32, position in the packed set, -1 where padded
+    peaks: PeakBatch | None = None  # of the patterns that the source brought, if it did
 
 
 class _Plan(NamedTuple):
@@ -210,7 +211,17 @@ def gather(packed: PackedSet, index: np.ndarray, num_nodes: int) -> Example:
             for v in (packed.lines_inv_d, packed.lines_strength)
         )
     )
-    return Example(crystals, lines, index.astype(np.int32))
+    return Example(crystals, lines, index.astype(np.int32), _own_peaks(packed, row, real))
+
+
+def _own_peaks(packed: PackedSet, row: np.ndarray, real: np.ndarray) -> PeakBatch | None:
+    if not packed.peaks_inv_d.shape[1]:
+        return None
+    position, intensity, measured = (
+        np.where(real[..., None], values[row], np.float32(0))
+        for values in (packed.peaks_inv_d, packed.peaks_strength, packed.measured)
+    )
+    return PeakBatch(position, intensity, intensity > 0, measured)
 
 
 def device_resident(packed: PackedSet, max_atoms: int | None = None) -> Example:
@@ -246,4 +257,5 @@ def take(resident: Example, index: jax.Array, num_nodes: int) -> Example:
         pick(numbers[:, :num_nodes]), pick(frac[:, :num_nodes]), pick(lattice, identity)
     )
     lines = Lines(*(pick(v) for v in resident.lines))
-    return Example(crystals, lines, jnp.asarray(index, jnp.int32))
+    peaks = resident.peaks and PeakBatch(*(pick(v) for v in resident.peaks))
+    return Example(crystals, lines, jnp.asarray(index, jnp.int32), peaks)

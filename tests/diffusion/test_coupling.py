@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from tests.diffusion.cases import random_batch
-from xtalnet_jax.diffusion import torus
-from xtalnet_jax.diffusion.coupling import centred_displacement, couple, remove_mean
+from xtalnet_jax.diffusion import coupling, torus
 
 SIZES = (1, 2, 5, 8, 13)
 BATCH = random_batch(0, SIZES, num_nodes=15)
 NOISE = jax.random.uniform(jax.random.key(0), BATCH.frac_coords.shape)
-COUPLE = jax.jit(couple, static_argnums=3)
+COUPLE = jax.jit(coupling.couple, static_argnums=3)
+centred_displacement = jax.jit(coupling.centred_displacement)
+remove_mean = jax.jit(coupling.remove_mean)
 
 
 def cost(x0):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tests.diffusion.cases import random_batch
-from xtalnet_jax.diffusion import flow, torus
+from xtalnet_jax.diffusion import flow, lattice_code, torus
 from xtalnet_jax.diffusion.flow import FlowConfig
 from xtalnet_jax.diffusion.flow_sampler import FlowSampling, flow_sample, flow_sampler
-from xtalnet_jax.diffusion.lattice_code import encode, fit_stats
+from xtalnet_jax.diffusion.lattice_code import fit_stats
 from xtalnet_jax.diffusion.noise import crystal_keys
 
 SIZES = (1, 2, 5, 8)
@@ -15,6 +15,8 @@ BATCH = random_batch(0, SIZES, num_nodes=9, num_graphs=5)
 MASK = BATCH.node_mask[:, :, None]
 REAL = random_batch(1, (3,) * 20)
 STATS = fit_stats(REAL.lattice, REAL.num_atoms)
+encode = jax.jit(lattice_code.encode)
+DRAW = jax.jit(flow.draw_flow_noise, static_argnums=2)
 
 
 def learned(params):
@@ -40,7 +42,7 @@ def shape_error(a, b, mask):
 
 @pytest.mark.parametrize("num_sweeps", [0, 2])
 def test_path_ends_at_the_data_starts_at_the_noise_and_has_the_stated_velocity(num_sweeps):
-    draws = flow.draw_flow_noise(jax.random.key(1), BATCH)
+    draws = DRAW(jax.random.key(1), BATCH)
 
     @jax.jit
     def point(t):
@@ -65,8 +67,8 @@ def test_path_ends_at_the_data_starts_at_the_noise_and_has_the_stated_velocity(n
 def test_noise_as_a_configuration_stays_uniform_after_the_shift():
     """Differences of coordinates at t = 0 are uniform and independent, whatever the data are."""
     data = jax.tree.map(lambda x: jnp.repeat(x[3:4], 3000, 0), random_batch(0, SIZES))
-    draws = flow.draw_flow_noise(jax.random.key(3), data)._replace(t=jnp.zeros(3000))
-    x = np.asarray(flow.interpolate(data, draws, STATS, 0).frac_coords)
+    draws = DRAW(jax.random.key(3), data)._replace(t=jnp.zeros(3000))
+    x = np.asarray(jax.jit(flow.interpolate, static_argnums=3)(data, draws, STATS, 0).frac_coords)
     for i, j in ((0, 1), (2, 7)):
         for wave in (np.cos, np.sin):
             values = wave(2 * np.pi * (x[:, i] - x[:, j]))
@@ -139,7 +141,7 @@ def test_loss_does_not_see_where_the_crystal_lies():
     def loss(batch, draws):
         return flow.loss_given_noise(invariant, batch, draws, STATS)[1]["loss_coord"]
 
-    draws = flow.draw_flow_noise(jax.random.key(4), BATCH)
+    draws = DRAW(jax.random.key(4), BATCH)
     shift = jnp.array([[[0.3, 0.8, 0.1]]])
     moved = BATCH._replace(frac_coords=(BATCH.frac_coords + shift) % 1)
     moved_draws = draws._replace(coord=(draws.coord + shift) % 1)
@@ -148,8 +150,8 @@ def test_loss_does_not_see_where_the_crystal_lies():
 
 def test_time_sampling():
     many = jax.tree.map(lambda x: jnp.repeat(x[:1], 4000, 0), BATCH)
-    uniform = flow.draw_flow_noise(jax.random.key(0), many).t
-    middle = flow.draw_flow_noise(jax.random.key(0), many, "logit_normal").t
+    uniform = DRAW(jax.random.key(0), many).t
+    middle = DRAW(jax.random.key(0), many, "logit_normal").t
     for t, variance in ((uniform, 1 / 12), (middle, 0.0434)):
         assert ((t >= 0) & (t < 1)).all()
         assert abs(t.mean() - 0.5) < 4.5 * t.std() / np.sqrt(4000)

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from tests.diffusion.cases import random_crystals
-from xtalnet_jax.diffusion.lattice_code import LatticeStats, decode, encode, fit_stats
+from xtalnet_jax.diffusion import lattice_code
+from xtalnet_jax.diffusion.lattice_code import LatticeStats, fit_stats
 
 CRYSTALS = random_crystals(0, tuple(range(1, 41)))
 LATTICES = jnp.asarray(np.stack([c.lattice for c in CRYSTALS]), jnp.float32)
 NUM_ATOMS = jnp.asarray([len(c.atomic_numbers) for c in CRYSTALS])
 STATS = fit_stats(LATTICES, NUM_ATOMS)
+encode, decode = jax.jit(lattice_code.encode), jax.jit(lattice_code.decode)
 
 
 def metric(lattice):
@@ -29,7 +31,7 @@ def test_any_code_is_a_cell():
     volume = np.abs(np.linalg.det(lattice))
     assert np.isfinite(lattice).all()
     assert (volume > 0).all()
-    gradient = jax.grad(lambda c: decode(c, jnp.full(100, 8), STATS).sum())(code)
+    gradient = jax.jit(jax.grad(lambda c: decode(c, jnp.full(100, 8), STATS).sum()))(code)
     assert np.isfinite(gradient).all()
 
 

@@ -71,7 +71,7 @@ def fit_stats(lattices: Any, num_atoms: Any, min_std: float = 1e-3) -> LatticeSt
             f"num_atoms has shape {num_atoms.shape}, expected {lattices.shape[:1]} counts of at "
             "least 1: leave padded crystals out"
         )
-    raw = np.asarray(_raw(jnp.asarray(lattices), jnp.asarray(num_atoms)))
+    raw = np.asarray(jax.jit(_raw)(jnp.asarray(lattices), jnp.asarray(num_atoms)))
     bad = np.flatnonzero(~np.isfinite(raw).all(-1))
     if bad.size:
         raise ValueError(f"lattice {bad[0]} is singular or not finite: {lattices[bad[0]].tolist()}")

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xtalnet_jax.pxrd.augment import Effects, draw_instrument, peaks_from_lines
+from xtalnet_jax.pxrd.augment import peaks_from_lines
+from xtalnet_jax.pxrd.effects import Effects, draw_instrument
 from xtalnet_jax.pxrd.pattern import CU_KALPHA, Lines, inv_d_from_two_theta, two_theta_from_inv_d
 
 MEASURED = Effects.measured(clean_fraction=0.0)
@@ -40,8 +41,8 @@ def test_clean_returns_the_lines_in_range_with_the_lorentz_polarisation_factor()
     np.testing.assert_allclose(
         intensity[order], (expected / expected[inside].max())[inside], atol=0.01
     )
-    assert (np.diff(intensity) <= 0).all()
-    assert intensity[0] == 1
+    assert (np.diff(intensity) <= 0.02).all()
+    assert intensity.max() == pytest.approx(1)
     np.testing.assert_allclose(
         batch.measured[0], inv_d_from_two_theta(np.array([5.0, 90.0]), CU_KALPHA), rtol=1e-5
     )
@@ -143,13 +144,13 @@ def test_measured_is_random_reproducible_and_close_to_the_truth():
     for i in range(64):
         position, intensity = found(batch, i)
         assert len(position) >= 1
-        assert intensity.max() == 1
+        assert intensity.max() == pytest.approx(1)
         low, high = np.asarray(batch.measured[i])
         assert (position >= low - 1e-6).all()
         assert (position <= high + 1e-6).all()
         errors.append(np.abs(position[intensity > 0.3][:, None] - truth[None]).min(1))
     # Zero shift, displacement and the doublet: some 0.1 degree, 0.002 in 1/d for Cu K-alpha.
-    assert np.quantile(np.concatenate(errors), 0.9) < 4e-3
+    assert np.quantile(np.concatenate(errors), 0.9) < 2e-3
 
 
 def test_a_pattern_does_not_depend_on_its_neighbours():

@@ -70,7 +70,8 @@ def find_maxima(
         num_peaks: size of the result (static).
 
     Returns:
-        Place in bins (a parabola through three points), height, and mask; strongest first.
+        Place in bins and height (of a parabola through three points), and mask; by falling height
+        of the highest bin.
     """
     rises = jnp.pad(profile[1:] > profile[:-1], (1, 0))
     falls = jnp.pad(profile[:-1] >= profile[1:], (0, 1))

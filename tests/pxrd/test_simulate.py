@@ -82,7 +82,7 @@ def test_cubic_metals(crystal, positions, multiplicities):
 
 
 def test_rock_salt_is_the_tabulated_pattern():
-    peaks = simulate.simulate_peaks(rock_salt(), two_theta_range=(20, 60))
+    peaks = simulate.simulate_peaks(rock_salt(), 1.5406, two_theta_range=(20, 60), b_iso=1.5)
     # PDF 5-628 (halite): 111 200 220 311 222; observed 13 100 55 2 15, positions to 0.03 degree
     np.testing.assert_allclose(peaks.two_theta, [27.33, 31.69, 45.45, 53.87, 56.48], atol=0.04)
     assert peaks.intensity.argmax() == 1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.reference_data import dense, load_batch, relative, state_dict
+from tests.models.common import dense, load_batch, relative, state_dict
 from xtalnet_jax.models.ccsg import CCSG
 from xtalnet_jax.models.cpcp import CPCP
 from xtalnet_jax.models.cspnet import CSPLayer

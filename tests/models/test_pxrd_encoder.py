@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.common import stir
 from xtalnet_jax.models.pxrd_encoder import PXRDEncoder
 from xtalnet_jax.pxrd.pattern import PeakBatch
 
@@ -29,7 +30,7 @@ def encoder(request):
     model, peaks = PXRDEncoder(position=request.param, **SMALL), _peaks(request.param)
     params = jax.jit(model.init)(jax.random.key(1), peaks)
     # Larger weights than at the start, so that every path through the network matters.
-    params = jax.tree.map(lambda p: p + 0.2 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), params)
+    params = stir(params, 0.2)
     return request.param, jax.jit(model.apply), params, peaks
 
 

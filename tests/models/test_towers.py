@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.common import stir
 from xtalnet_jax.crystals.crystal import CrystalBatch
 from xtalnet_jax.crystals.graph import to_graphs
 from xtalnet_jax.models.ccsg import CCSG, Condition, FlowCCSG
@@ -34,20 +35,13 @@ def _peaks(n_graph=3, n_peak=4):
     return PeakBatch(position, intensity, mask, jnp.tile(jnp.array([[0.05, 1.0]]), (n_graph, 1)))
 
 
-def _stir(params):
-    """Move every parameter away from symmetric initial values."""
-    return jax.tree.map(
-        lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size) + 1).reshape(p.shape), params
-    )
-
-
 # Contrastive ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["metric", "log_metric"])
 def towers(request):
     model = CPCP({**ENCODER, "position": "fourier"}, NETWORK, 8, request.param)
-    return model, _stir(jax.jit(model.init)(jax.random.key(0), _peaks(), _crystals()))
+    return model, stir(jax.jit(model.init)(jax.random.key(0), _peaks(), _crystals()))
 
 
 def test_towers_return_unit_vectors(towers):
@@ -129,7 +123,7 @@ def _generator(model, batch=None):
     lattice = jnp.cos(jnp.arange(18.0)).reshape(3, 6) if flow else batch.lattice
     t = jnp.array([0.1, 0.5, 0.9]) if flow else jnp.array([1, 500, 1000])
     args = (batch.atomic_numbers, batch.frac_coords, lattice, t)
-    return args, _stir(jax.jit(model.init)(jax.random.key(0), _peaks(), *args))
+    return args, stir(jax.jit(model.init)(jax.random.key(0), _peaks(), *args))
 
 
 @pytest.fixture(scope="module", params=["ccsg-cat", "ccsg-add", "flow-cat", "flow-add"])
@@ -292,7 +286,7 @@ def test_flow_with_distances_needs_the_metric():
     with pytest.raises(ValueError, match="metric"):
         model.init(jax.random.key(0), *args)
     metric = batch.lattice @ batch.lattice.swapaxes(1, 2)
-    params = _stir(model.init(jax.random.key(0), *args, metric=metric))
+    params = stir(model.init(jax.random.key(0), *args, metric=metric))
     near, far = (model.apply(params, *args, metric=m) for m in (metric, 1.2 * metric))
     assert jnp.abs(near[0] - far[0]).max() > 1e-4
 

@@ -72,7 +72,8 @@ def nearest_distance(
     # |x + n|^2 = |x|^2 + 2 n.Gx + n.Gn: only the two small terms depend on the image.
     along = jnp.einsum("...ij,...j->...i", metric, wrapped, precision=_EXACT)
     shifts = jnp.asarray(shift, difference.dtype)
-    square = (along * wrapped).sum(-1)[..., None] + 2 * jnp.matmul(along, shifts.T, precision=_EXACT)
+    mixed = jnp.matmul(along, shifts.T, precision=_EXACT)
+    square = (along * wrapped).sum(-1)[..., None] + 2 * mixed
     square = square + jnp.einsum("ni,...ij,nj->...n", shifts, metric, shifts, precision=_EXACT)
     least = square.min(-1)
     positive = least > 0

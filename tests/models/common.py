@@ -1,4 +1,4 @@
-"""Reads the reference's golden numbers into our containers."""
+"""What several model tests share: the reference's golden numbers in our containers, `stir`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,8 @@ def state_dict(golden: Path, tag: str) -> dict[str, np.ndarray]:
     state = {}
     for line in block.strip().splitlines():
         name, shape = line.split(" ", 1)
+        if "_scheduler." in name:  # tables, no weights
+            continue
         state[name] = module.procedural(name, tuple(int(n) for n in re.findall(r"\d+", shape)))
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -75,3 +77,11 @@ def relative(ours: Any, theirs: np.ndarray) -> float:
     ours = np.asarray(ours)
     assert ours.shape == theirs.shape
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def stir(params: Any, amount: float = 0.1) -> Any:
+    """Move every parameter away from its (often symmetric) initial value."""
+    leaves, structure = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)
+    moved = [p + amount * rng.standard_normal(p.shape).astype(np.float32) for p in leaves]
+    return jax.tree.unflatten(structure, moved)

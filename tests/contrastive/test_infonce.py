@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +145,8 @@ def test_four_devices_equal_one():
         capture_output=True,
         text=True,
         env=environment,
-        timeout=120,
+        cwd=Path(__file__).parents[2],
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
     assert "equal" in run.stdout

@@ -9,6 +9,7 @@ import signal
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -190,7 +191,7 @@ def test_run_in_progress_is_not_mixed_with_another(tmp_path):
 
 
 def test_pretrained_parameters_are_taken_over(tmp_path):
-    given = np.full((8, 32), 0.25, np.float32)
+    given = np.full((8, 32), 0.25, jnp.zeros(()).dtype)
 
     def initialize(params):
         params["params"]["encoder"]["w"] = given

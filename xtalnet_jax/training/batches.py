@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +47,7 @@ def read_chunks(
     group: int = 1,
     depth: int = 2,
     count_fn: CountFn = leading_rows,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Batches of steps ``start`` to ``stop``, prepared in the background.
 
     Groups begin at multiples of ``group`` whatever ``start`` is, so that a resumed run is cut like

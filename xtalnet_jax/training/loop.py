@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from ml_collections import ConfigDict
@@ -49,7 +49,7 @@ def train(
     initialize: Callable[[Params], Params] | None = None,
     evaluate_fn: EvaluateFn | None = None,
     record: Mapping[str, Any] | None = None,
-    stream: io.TextIOBase | None = sys.stderr,
+    stream: TextIO | io.TextIOBase | None = sys.stderr,
 ) -> TrainState:
     """Train, or go on training, and return the state on the host.
 
@@ -192,8 +192,8 @@ class _Run:
         due = cfg.checkpoint_every_steps and step % cfg.checkpoint_every_steps == 0
         if last or stop or late or due or better:
             self.save(state, step, metric)
-        if better:
-            self.best = metric
+        if metric is not None:
+            self.best = min(self.best, metric)
         return stop
 
     def evaluate(self, state: TrainState, step: int) -> float:
@@ -303,7 +303,7 @@ def _compare(about: dict, meta: dict, root: Path, progress: Progress) -> None:
 
 
 def _leaves(tree: dict, prefix: str = "") -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         found |= (
             _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from xtalnet_jax.types import Params, PyTree
 
 __all__ = ["cosine_schedule", "frozen_mask", "make_optimizer", "make_schedule", "reference_factor"]
 
-Schedule = Callable[[ArrayLike], jax.Array]
+Schedule = Callable[[Any], jax.Array]
 
 
-def reference_factor(
-    epoch: ArrayLike, num_epochs: float | int, warmup_epochs: float | int
-) -> jax.Array:
+def reference_factor(epoch: Any, num_epochs: float | int, warmup_epochs: float | int) -> jax.Array:
     """The reference's factor of the learning rate, constant during an epoch (counted from 0).
 
     ``(1 + cos(pi epoch / num_epochs)) / 2``, times ``(epoch + 1) / (warmup_epochs + 1)`` while that
@@ -36,7 +34,7 @@ def cosine_schedule(num_steps: int, warmup_steps: int, final_factor: float | int
     The first step has factor ``1 / (warmup_steps + 1)``, not 0, which would be a step wasted.
     """
 
-    def factor(step: ArrayLike) -> jax.Array:
+    def factor(step: Any) -> jax.Array:
         ramp = (step + 1) / (warmup_steps + 1)
         progress = jnp.clip((step - warmup_steps) / max(num_steps - warmup_steps, 1), 0.0, 1.0)
         cosine = final_factor + (1 - final_factor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 __all__ = ["prefetch"]
@@ -13,7 +13,9 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def prefetch(fn: Callable[[In], Out], items: Iterable[In], depth: int) -> Iterator[Out]:
+def prefetch(
+    fn: Callable[[In], Out], items: Iterable[In], depth: int
+) -> Generator[Out, None, None]:
     """``map(fn, items)``, in order, computed at most ``depth`` items ahead in one thread.
 
     An exception in ``fn`` is raised at its place in the sequence. Closing the iterator ends the

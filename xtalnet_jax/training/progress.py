@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import TextIO
 
 __all__ = ["Clock", "Interrupt", "Progress"]
 
@@ -39,7 +40,7 @@ class Clock:
 class Progress:
     """One tidy line per log interval, rewritten in place on a terminal."""
 
-    def __init__(self, stream: io.TextIOBase | None, name: str, num_steps: int):
+    def __init__(self, stream: TextIO | io.TextIOBase | None, name: str, num_steps: int):
         self._stream = stream
         self._name = name
         self._num_steps = num_steps

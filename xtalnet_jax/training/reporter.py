@@ -31,7 +31,8 @@ class Reporter:
         self.clock = clock
         self._buffer = MetricBuffer(fetch)
         self._log, self._progress, self._steps_per_epoch = log, progress, steps_per_epoch
-        self._rows, self._since, self._due = 0, 0, None
+        self._rows, self._since = 0, 0
+        self._due: int | None = None
 
     def begin(self, step: int) -> None:
         """The first steps, up to ``step``, are done: leave their compilation out of the rate."""

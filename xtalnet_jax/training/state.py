@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from xtalnet_jax.types import Params, PyTree
 
@@ -50,7 +49,7 @@ def update_average(
         frozen: tree of bool like ``params``.
     """
 
-    def blend(old: ArrayLike, new: ArrayLike, fixed: bool) -> ArrayLike:
+    def blend(old: Any, new: Any, fixed: bool) -> Any:
         if fixed:
             return new
         t = step.astype(new.dtype)

@@ -90,30 +90,38 @@ def moved_coords(frame: Frame, coord: jax.Array) -> jax.Array:
 def sticks(frame: Frame, v: Variables, wavelength: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Two-theta (degrees, [n_hkl]) and intensity of every reflection; padding has intensity 0."""
     sums = _phase_sums(frame, moved_coords(frame, v.coord))[:2]
-    return _from_sums(frame, v.cell, v.b_iso, *sums, wavelength)
+    return _placed(frame, _spacings(frame, v.cell), v.b_iso, *sums, wavelength)
 
 
 def sticks_with_derivatives(frame: Frame, v: Variables, wavelength: jax.Array) -> Sticks:
     """`sticks` and its Jacobian by cell, b_iso and coord."""
     real, imag, cos, sin = _phase_sums(frame, moved_coords(frame, v.coord))
-
-    def by_cell(x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-        out = _from_sums(frame, x[:6], x[6], real, imag, wavelength)
-        return out, out
-
-    at = jnp.concatenate([v.cell, v.b_iso[None]])
-    (d_two_theta, d_cell), (two_theta, intensity) = jax.jacfwd(by_cell, has_aux=True)(at)
-    by_sums = lambda r, i: _from_sums(frame, v.cell, v.b_iso, r, i, wavelength)[1]  # noqa: E731
-    # Intensities are independent, so one pullback of ones gives every diagonal derivative.
-    _, pullback = jax.vjp(by_sums, real, imag)
+    inv_d, by_cell = _spacings(frame, v.cell), jax.jacfwd(_spacings, argnums=1)(frame, v.cell)
+    # Reflections do not mix, so one tangent, or one pullback, of ones gives all derivatives.
+    (two_theta, intensity), (d_two_theta, d_spacing) = jax.jvp(
+        lambda q: _placed(frame, q, v.b_iso, real, imag, wavelength),
+        (inv_d,),
+        (jnp.ones_like(inv_d),),
+    )
+    _, pullback = jax.vjp(
+        lambda r, i: _placed(frame, inv_d, v.b_iso, r, i, wavelength)[1], real, imag
+    )
     d_real, d_imag = pullback(jnp.ones_like(intensity))  # [n_species, n_hkl]
     mix = lambda d: jnp.matmul(frame.one_hot, d, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
     by_phase = 2 * jnp.pi * (mix(d_imag) * cos - mix(d_real) * sin)  # [n_node, n_hkl] per turn
     by_frac = by_phase[:, None, :] * frame.hkl.T[None, :, :]  # [n_node, 3, n_hkl]
     d_coord = jnp.einsum("jam,jaq->mq", by_frac, frame.coord_basis)
+    d_b = -0.5 * inv_d**2 * intensity
     return Sticks(
-        two_theta, intensity, d_two_theta[:, :6], jnp.concatenate([d_cell, d_coord], axis=1)
+        two_theta,
+        intensity,
+        d_two_theta[:, None] * by_cell,
+        jnp.concatenate([d_spacing[:, None] * by_cell, d_b[:, None], d_coord], axis=1),
     )
+
+
+def _spacings(frame: Frame, cell: jax.Array) -> jax.Array:
+    return lattice_math.inv_d(frame.hkl, strained_lattice(frame, cell))
 
 
 def _phase_sums(frame: Frame, frac: jax.Array) -> tuple[jax.Array, ...]:
@@ -127,15 +135,15 @@ def _phase_sums(frame: Frame, frac: jax.Array) -> tuple[jax.Array, ...]:
     return real, imag, cos, sin
 
 
-def _from_sums(
+def _placed(
     frame: Frame,
-    cell: jax.Array,
+    inv_d: jax.Array,
     b_iso: jax.Array,
     real: jax.Array,
     imag: jax.Array,
     wavelength: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    inv_d = lattice_math.inv_d(frame.hkl, strained_lattice(frame, cell))
+    """Two-theta and intensity from 1/d and the sums of phases, [n_hkl] or [n_species, n_hkl]."""
     s2 = 0.25 * inv_d**2
     f = form_factors(frame.species, s2)  # [n_species, n_hkl]
     square = (f * real).sum(0) ** 2 + (f * imag).sum(0) ** 2

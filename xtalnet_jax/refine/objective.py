@@ -18,6 +18,7 @@ import numpy as np
 from xtalnet_jax.refine import model
 from xtalnet_jax.refine.model import Frame, Sticks, Variables
 
+LN2 = float(np.log(2.0))
 HIGHEST = jax.lax.Precision.HIGHEST
 IMAGES = np.stack(np.meshgrid(*[np.arange(-1, 2)] * 3, indexing="ij"), -1).reshape(-1, 3)
 
@@ -50,24 +51,17 @@ class Restraints(NamedTuple):
 
 
 def peak_shapes(
-    two_theta: jax.Array, centre: jax.Array, fwhm: jax.Array, eta: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    """Peaks of unit area [n_bin, n_hkl], and derivatives by centre, log FWHM and eta.
-
-    Pseudo-Voigt, or Gaussian (and no derivative by eta) if ``eta`` is None.
-    """
+    two_theta: jax.Array, centre: jax.Array, fwhm: jax.Array, eta: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Pseudo-Voigt peaks of area 1 [n_bin, n_hkl], and derivatives by centre, log FWHM and eta."""
     u = (two_theta[:, None] - centre[None, :]) / fwhm[None, :]
-    gauss = (
-        jnp.exp(-4 * jnp.log(2.0) * u * u) * (2 * jnp.sqrt(jnp.log(2.0) / jnp.pi) / fwhm)[None, :]
-    )
-    slope = 8 * jnp.log(2.0) * u
-    if eta is None:
-        by_u = -slope * gauss
-        return gauss, -by_u / fwhm[None, :], -gauss - u * by_u, None
-    lorentz = (2 / jnp.pi / fwhm)[None, :] / (1 + 4 * u * u)
-    shape = eta * lorentz + (1 - eta) * gauss
-    by_u = -eta * lorentz * 8 * u / (1 + 4 * u * u) - (1 - eta) * slope * gauss
-    return shape, -by_u / fwhm[None, :], -shape - u * by_u, lorentz - gauss
+    square = 4.0 * u * u
+    gauss = jnp.exp(-LN2 * square) * (2.0 * (LN2 / np.pi) ** 0.5 / fwhm)[None, :]
+    lorentz = (2.0 / np.pi / fwhm)[None, :] / (1.0 + square)
+    shape = eta * lorentz + (1.0 - eta) * gauss
+    # -d shape / d u over 8 u
+    fall = eta * lorentz / (1.0 + square) + (1.0 - eta) * LN2 * gauss
+    return shape, 8.0 * u * fall / fwhm[None, :], 2.0 * square * fall - shape, lorentz - gauss
 
 
 def peak_widths(v: Variables, two_theta: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -76,14 +70,10 @@ def peak_widths(v: Variables, two_theta: jax.Array) -> tuple[jax.Array, jax.Arra
     return jnp.sqrt(jnp.exp(2 * v.log_fwhm) + (v.fwhm_tan * tan) ** 2), tan
 
 
-def profile_jacobian(
-    grid: jax.Array, s: Sticks, v: Variables, lorentzian: bool
-) -> tuple[jax.Array, jax.Array]:
+def profile_jacobian(grid: jax.Array, s: Sticks, v: Variables) -> tuple[jax.Array, jax.Array]:
     """Calculated profile [n_bin] and its Jacobian [n_bin, 11 + n_coord] ordered as Variables."""
     fwhm, tan = peak_widths(v, s.two_theta)
-    shape, by_centre, by_log_fwhm, by_eta = peak_shapes(
-        grid, s.two_theta + v.zero, fwhm, v.eta if lorentzian else None
-    )
+    shape, by_centre, by_log_fwhm, by_eta = peak_shapes(grid, s.two_theta + v.zero, fwhm, v.eta)
     amplitude = s.intensity
     along = jnp.matmul(shape, jnp.concatenate([amplitude[:, None], s.d_intensity], 1))
     shift = jnp.concatenate([s.d_two_theta, jnp.ones_like(amplitude)[:, None]], 1)
@@ -93,7 +83,7 @@ def profile_jacobian(
     drift = jnp.deg2rad(0.5) * (v.fwhm_tan / fwhm) ** 2 * tan * (1 + tan**2)  # d .. / d two-theta
     wider = jnp.concatenate([jnp.stack([share, growth], 1), drift[:, None] * s.d_two_theta], 1)
     wider = jnp.matmul(by_log_fwhm, amplitude[:, None] * wider)
-    eta = jnp.zeros_like(along[:, :1]) if by_eta is None else (by_eta @ amplitude)[:, None]
+    eta = jnp.matmul(by_eta, amplitude[:, None])
     jacobian = jnp.concatenate(
         [
             along[:, 1:7] + moved[:, :6] + wider[:, 2:],
@@ -133,7 +123,7 @@ def coarse_normal(
     wavelength: jax.Array,
     target: Target,
     edges: jax.Array,
-    floor: float,
+    floor: jax.Array,
 ) -> Normal:
     """1 - cos^2 between the square roots of the broadened profiles.
 
@@ -142,7 +132,7 @@ def coarse_normal(
     """
     s = model.sticks_with_derivatives(frame, v, wavelength)
     s = _fade(s, edges, jnp.exp(v.log_fwhm))
-    z, jacobian = profile_jacobian(target.two_theta, s, v, lorentzian=False)
+    z, jacobian = profile_jacobian(target.two_theta, s, v)
     root, slope, mean = square_root(z, target.weight, floor)
     by_mean = (jacobian * target.weight[:, None]).sum(0) / target.weight.sum() / mean
     jacobian = slope[:, None] * (jacobian - z[:, None] * by_mean[None, :])
@@ -160,8 +150,8 @@ def coarse_root(
     """Square root of the broadened profile [n_bin] that `coarse_normal` compares."""
     two_theta, intensity = model.sticks(frame, v, wavelength)
     inside, _ = _window(two_theta, edges, jnp.exp(v.log_fwhm))
-    fwhm = jnp.exp(v.log_fwhm) * jnp.ones_like(two_theta)
-    z = peak_shapes(grid, two_theta + v.zero, fwhm, None)[0] @ (intensity * inside)
+    fwhm, _ = peak_widths(v, two_theta)
+    z = peak_shapes(grid, two_theta + v.zero, fwhm, v.eta)[0] @ (intensity * inside)
     return square_root(z, jnp.ones_like(z), floor)[0]
 
 
@@ -170,7 +160,7 @@ def fine_normal(
 ) -> tuple[Normal, jax.Array]:
     """R_wp^2 = sum w (y - y_calc)^2 / sum w y^2, and scale and background [1 + n_term]."""
     s = model.sticks_with_derivatives(frame, v, wavelength)
-    z, jacobian = profile_jacobian(target.two_theta, s, v, lorentzian=True)
+    z, jacobian = profile_jacobian(target.two_theta, s, v)
     w = target.weight / jnp.sqrt(((target.weight * target.profile) ** 2).sum())
     # The profile as such is huge (electrons squared): bring it to the size of the observed one.
     unit = jnp.sqrt((w * z) @ (w * z)) + 1e-20

@@ -18,10 +18,18 @@ from xtalnet_jax.refine.objective import Target
 from xtalnet_jax.refine.stages import Levels, Trials
 from xtalnet_jax.refine.symmetry import Freedom
 
-HKL_SIZES = tuple(int(64 * 2 ** (k / 2)) // 32 * 32 for k in range(2, 17))
+NODE_SIZES = (4, 8, 12, 20, 32, 56, 104, 208, 400)
+HKL_SIZES = tuple(128 * 2**k for k in range(8))
+SPECIES_SIZES = (8, 16, 98)
 FINE_SIZES = (256, 512, 1024, 2048)
-COORD_SIZES = (4, 12)
-"""Numbers of free coordinates that are compiled for, besides 3 n - 3 rounded up."""
+
+
+class Sizes(NamedTuple):
+    """Static shapes, rounded up so that few programs are compiled."""
+
+    num_nodes: int
+    num_species: int
+    num_hkl: int
 
 
 class Observed(NamedTuple):
@@ -137,7 +145,6 @@ def make_levels(
     widths: Sequence[float],
     num_bins: int,
     floor: float,
-    move_coord: Sequence[float],
 ) -> Levels:
     """Square-root profiles at several widths; peaks of the pattern's own width are allowed for."""
     grid = np.linspace(*observed.edges, num_bins)
@@ -150,32 +157,23 @@ def make_levels(
         rows.append(root / np.linalg.norm(root))
         fwhm.append(np.hypot(added, observed.fwhm))
     as_float = lambda v: np.asarray(v, np.float32)  # noqa: E731
-    return Levels(
-        as_float(grid),
-        as_float(rows),
-        as_float(fwhm),
-        np.ones(len(rows), np.float32),
-        as_float(move_coord),
-    )
+    return Levels(as_float(grid), as_float(rows), as_float(fwhm))
 
 
 def make_trials(
     crystals: Sequence[Crystal],
     freedoms: Sequence[Freedom],
     inv_d_max: float,
-    num_coord: int,
-    num_nodes: int,
-    num_species: int,
-    num_hkl: int,
+    sizes: Sizes,
     contact: float,
 ) -> Trials:
     """Pad candidates to one size; reflections beyond ``num_hkl`` (largest 1/d) are left out."""
-    n = len(crystals)
+    n, (num_nodes, num_species, num_hkl) = len(crystals), sizes
     frac = np.zeros((n, num_nodes, 3))
     species = np.zeros((n, num_species), np.int32)
     one_hot = np.zeros((n, num_nodes, num_species))
     closest = np.zeros((n, num_nodes, num_nodes))
-    coord = np.zeros((n, num_nodes, 3, num_coord))
+    coord = np.zeros((n, num_nodes, 3, 3 * num_nodes))
     cell = np.zeros((n, 6, 6))
     lattices = np.stack([np.asarray(c.lattice, float) for c in crystals])
     hkl = np.zeros((n, num_hkl, 3))
@@ -197,29 +195,32 @@ def make_trials(
     frame = Frame(
         species, f(one_hot), f(frac), f(lattices), f(hkl), f(2.0 * hkl.any(-1)), f(cell), f(coord)
     )
-    sizes = np.array([len(c.atomic_numbers) for c in crystals], np.float32)
-    return Trials(frame, f(closest), sizes)
+    num_atoms = np.array([len(c.atomic_numbers) for c in crystals], np.float32)
+    return Trials(frame, f(closest), num_atoms)
 
 
-def num_reflections(crystal: Crystal, inv_d_max: float) -> int:
-    """About how many reflections (half space) a cell has: the half sphere over the cell's."""
-    volume = abs(np.linalg.det(np.asarray(crystal.lattice, float)))
-    return int(2 / 3 * np.pi * inv_d_max**3 * volume * 1.05) + 24
+def sizes_for(crystals: Sequence[Crystal], inv_d_max: float) -> Sizes:
+    """Shapes that hold all of these crystals with their reflections up to ``inv_d_max``.
+
+    The reflections of half a sphere number 2/3 pi inv_d_max^3 times the volume of the cell.
+    """
+    volume = max(abs(np.linalg.det(np.asarray(c.lattice, float))) for c in crystals)
+    reflections = int(2 / 3 * np.pi * inv_d_max**3 * volume * 1.05) + 24
+    return Sizes(
+        _bucket(max(len(c.atomic_numbers) for c in crystals), NODE_SIZES),
+        _bucket(max(len(np.unique(c.atomic_numbers)) for c in crystals), SPECIES_SIZES),
+        _bucket(reflections, HKL_SIZES),
+    )
 
 
-def bucket(value: int, sizes: Sequence[int]) -> int:
+def _bucket(value: int, sizes: Sequence[int]) -> int:
     """Smallest of ``sizes`` that holds ``value``, or the largest there is."""
     return next((s for s in sizes if s >= value), sizes[-1])
 
 
-def coord_bucket(num_coord: int, num_nodes: int) -> int:
-    """Padded number of free coordinates."""
-    return next((s for s in COORD_SIZES if s >= num_coord), max(3 * num_nodes, num_coord))
-
-
-def num_variables(num_coord: int) -> int:
-    """Length of the flat vector of variables."""
-    return NUM_SHARED + num_coord
+def num_variables(sizes: Sizes) -> int:
+    """Length of the flat vector of variables; three coordinates per atom are enough."""
+    return NUM_SHARED + 3 * sizes.num_nodes
 
 
 @cache

@@ -32,20 +32,17 @@ class RefineSettings(NamedTuple):
     Restraints are costs in the units of the misfits, 1 - cos^2 and R_wp^2.
     """
 
-    first_widths: tuple[float, ...] = (4.0, 3.0, 2.2, 1.6, 1.2, 0.9, 0.65, 0.5)  # degrees
-    first_steps: int = 4  # evaluations per width
-    first_bins: int = 512
-    second_widths: tuple[float, ...] = (1.0, 0.7, 0.5, 0.35, 0.25)
-    second_steps: int = 4
-    second_bins: int = 1024
-    cell_first: int = 0  # levels of the first round that hold the coordinates
+    first_widths: tuple[float, ...] = (4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5)  # degrees
+    second_widths: tuple[float, ...] = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25)
+    steps: int = 5  # evaluations per width
+    bins: int = 768  # points of the grid of both rounds
     profile_steps: int = 12
     num_background: int = 6  # Chebyshev terms of the profile refinement
     floor: float = 0.02  # under the square root, in units of the mean intensity
     symprecs: tuple[float, ...] = (0.5, 0.3, 0.2, 0.1, 0.05)  # angstrom; () for no symmetry
     max_variants: int = 2  # symmetrised copies per candidate
-    price: float = 0.03  # factor on the misfit per free coordinate, as 1 + price * number
-    misfit_floor: float = 2e-4  # misfits below are as good as 0
+    price: float = 0.1  # factor on the misfit per free coordinate, as 1 + price * number
+    misfit_floor: float = 1e-3  # misfits below are as good as 0
     contact: float = 0.7  # shortest distance allowed, in sums of atomic radii
     contact_cost: float = 0.02  # per square angstrom too short
     cell_cost: float = 0.02  # per squared strain
@@ -57,6 +54,9 @@ class RefineSettings(NamedTuple):
 
 
 DEFAULT = RefineSettings()
+
+FIRST_MARGIN, SECOND_MARGIN, LAST_MARGIN = 1.1, 1.04, 1.02
+"""Reflections are listed up to this factor beyond the last 1/d, because cells may grow."""
 
 
 class Refined(NamedTuple):
@@ -114,16 +114,9 @@ def refine(
     crystals = _checked(crystals)
     observed = prepare.observe(pattern, settings.num_background)
     variants = [_free_variant(i, c) for i, c in enumerate(crystals)]
-    fixed = [0.0] * settings.cell_first
-    variants = _annealed(
-        variants, observed, settings, settings.first_widths, settings.first_bins,
-        settings.first_steps, fixed + [1.0] * (len(settings.first_widths) - len(fixed)), 1.1,
-    )  # fmt: skip
+    variants = _annealed(variants, observed, settings, settings.first_widths, FIRST_MARGIN)
     spread = [v for variant in variants for v in _with_symmetry(variant, settings)]
-    spread = _annealed(
-        spread, observed, settings, settings.second_widths, settings.second_bins,
-        settings.second_steps, [1.0] * len(settings.second_widths), 1.04,
-    )  # fmt: skip
+    spread = _annealed(spread, observed, settings, settings.second_widths, SECOND_MARGIN)
     best = [
         min((v for v in spread if v.source == i), key=partial(_price, settings=settings))
         for i in range(len(crystals))
@@ -209,20 +202,6 @@ def _strengths(s: RefineSettings) -> Strengths:
     return Strengths(*(np.float32(v) for v in values))
 
 
-def _groups(variants: list[_Variant]) -> dict[int, list[int]]:
-    """Variants by padded number of free coordinates."""
-    num_nodes = _num_nodes(variants)
-    groups: dict[int, list[int]] = {}
-    for i, v in enumerate(variants):
-        size = prepare.coord_bucket(v.freedom.coord.shape[-1], num_nodes)
-        groups.setdefault(size, []).append(i)
-    return groups
-
-
-def _num_nodes(variants: list[_Variant]) -> int:
-    return -(-max(len(v.crystal.atomic_numbers) for v in variants) // 4) * 4
-
-
 def _chunks(
     variants: list[_Variant],
     observed: prepare.Observed,
@@ -230,28 +209,23 @@ def _chunks(
     margin: float,
     bins: int,
 ) -> list[tuple[list[int], stages.Trials, np.ndarray]]:
-    """Split into padded chunks: rows, trials, start."""
-    out = []
-    num_nodes = _num_nodes(variants)
-    kinds = max(len(np.unique(v.crystal.atomic_numbers)) for v in variants)
+    """Split into padded chunks of few static shapes: rows, trials, start."""
     inv_d_max = observed.inv_d_max * margin
-    for num_coord, rows in _groups(variants).items():
-        need = max(prepare.num_reflections(variants[i].crystal, inv_d_max) for i in rows)
-        num_hkl = prepare.bucket(need, prepare.HKL_SIZES)
-        chunk = settings.chunk or _chunk_size(num_hkl * bins)
-        for start in range(0, len(rows), chunk):
-            part = rows[start : start + chunk]
-            padded = part + part[:1] * (chunk - len(part))
-            chosen = [variants[i] for i in padded]
-            trials = prepare.make_trials(
-                [v.crystal for v in chosen], [v.freedom for v in chosen], inv_d_max, num_coord,
-                num_nodes, prepare.bucket(kinds, (4, 8, 16, 100)), num_hkl, settings.contact,
-            )  # fmt: skip
-            x = np.zeros((chunk, prepare.num_variables(num_coord)), np.float32)
-            x[:, ZERO] = [v.zero for v in chosen]
-            x[:, LOG_FWHM] = np.log(observed.fwhm)
-            x[:, ETA], x[:, FWHM_TAN] = 0.5, 0.3 * observed.fwhm
-            out.append((part, trials, x))
+    sizes = prepare.sizes_for([v.crystal for v in variants], observed.inv_d_max * FIRST_MARGIN)
+    chunk = settings.chunk or _chunk_size(sizes.num_hkl * bins)
+    out = []
+    for start in range(0, len(variants), chunk):
+        rows = list(range(start, min(start + chunk, len(variants))))
+        chosen = [variants[i] for i in rows + rows[:1] * (chunk - len(rows))]
+        trials = prepare.make_trials(
+            [v.crystal for v in chosen], [v.freedom for v in chosen], inv_d_max, sizes,
+            settings.contact,
+        )  # fmt: skip
+        x = np.zeros((chunk, prepare.num_variables(sizes)), np.float32)
+        x[:, ZERO] = [v.zero for v in chosen]
+        x[:, LOG_FWHM] = np.log(observed.fwhm)
+        x[:, ETA], x[:, FWHM_TAN] = 0.5, 0.3 * observed.fwhm
+        out.append((rows, trials, x))
     return out
 
 
@@ -266,23 +240,19 @@ def _annealed(
     observed: prepare.Observed,
     settings: RefineSettings,
     widths: Sequence[float],
-    bins: int,
-    steps: int,
-    move_coord: Sequence[float],
     margin: float,
 ) -> list[_Variant]:
-    levels = prepare.make_levels(observed, widths, bins, settings.floor, move_coord)
+    levels = prepare.make_levels(observed, widths, settings.bins, settings.floor)
     out = list(variants)
-    for rows, trials, x in _chunks(variants, observed, settings, margin, bins):
+    for rows, trials, x in _chunks(variants, observed, settings, margin, settings.bins):
         found = stages.anneal(
             trials, x, levels, np.float32(observed.pattern.wavelength), observed.edges,
-            np.float32(settings.floor), _strengths(settings), steps,
+            np.float32(settings.floor), _strengths(settings), settings.steps,
         )  # fmt: skip
         moved = _moved(trials.frame, found.x)
+        shift, misfit = np.asarray(found.x)[:, ZERO], np.asarray(found.misfit)[:, -1]
         for k, i in enumerate(rows):
-            out[i] = _place(
-                variants[i], moved, k, float(found.x[k, ZERO]), float(found.misfit[k, -1])
-            )
+            out[i] = _place(variants[i], moved, k, float(shift[k]), float(misfit[k]))
     return out
 
 
@@ -316,9 +286,9 @@ def _profile_fits(
     wavelength = np.float32(observed.pattern.wavelength)
     bins = len(observed.target.two_theta)
     grid = observed.pattern.two_theta.astype(np.float32)
-    narrow = prepare.make_levels(observed, [0.15], settings.second_bins, settings.floor, [0.0])
+    narrow = prepare.make_levels(observed, [0.5], settings.bins, settings.floor)
     out: list[Any] = [None] * len(variants)
-    for rows, trials, x in _chunks(variants, observed, settings, 1.02, bins):
+    for rows, trials, x in _chunks(variants, observed, settings, LAST_MARGIN, bins):
         fitted = stages.fit_profile(
             trials, x, observed.target, wavelength,
             _schedule(x.shape[1], settings.profile_steps, free), _strengths(settings),
@@ -363,9 +333,10 @@ def _cosines(
 
     def one(a: tuple[model.Frame, jax.Array]) -> jax.Array:
         frame, x = a
-        v = model.from_vector(x)._replace(
-            log_fwhm=jnp.log(level.fwhm[0]), fwhm_tan=0 * x[0], eta=0 * x[0]
-        )
+        v = model.from_vector(x)
+        # Broadening by a Gaussian leaves the Lorentzian part as wide as it was.
+        share = v.eta * jnp.minimum(jnp.exp(v.log_fwhm) / level.fwhm[0], 1.0)
+        v = v._replace(log_fwhm=jnp.log(level.fwhm[0]), eta=share)
         root = objective.coarse_root(frame, v, wavelength, level.two_theta, edges, floor)
         return (root @ level.profile[0]) / jnp.sqrt(root @ root + 1e-20)
 

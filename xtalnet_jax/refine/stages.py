@@ -35,8 +35,6 @@ class Levels(NamedTuple):
     two_theta: jax.Array  # [n_bin] degrees
     profile: jax.Array  # [n_level, n_bin] unit vectors: square roots of the broadened pattern
     fwhm: jax.Array  # [n_level] degrees
-    move_cell: jax.Array  # [n_level] 1 or 0
-    move_coord: jax.Array  # [n_level] 1 or 0
 
 
 class Strengths(NamedTuple):
@@ -98,33 +96,32 @@ def anneal(
         inertia = inertia.at[COORD].set(strengths.coord / trial.num_atoms)
         limit = ones.at[CELL].set(strengths.step_cell).at[ZERO].set(0.1)
         limit = limit.at[COORD].set(strengths.step_coord)
+        low, high = bounds(x)
+        active = ones.at[LOG_FWHM].set(0.0).at[B_ISO].set(0.0)
         restraints = Restraints(trial.closest, strengths.contact, inertia, rest)
 
         def level(carry, now):
             x, damping = carry
-            profile, fwhm, move_cell, move_coord = now
-            active = (0 * ones).at[CELL].set(move_cell).at[ZERO].set(move_cell)
-            active = active.at[COORD].set(move_coord)
+            profile, fwhm = now
             target = Target(
                 levels.two_theta, profile, jnp.ones_like(profile), profile[:, None][:, :0]
             )
 
             def cost(x):
-                v = from_vector(x)._replace(
-                    log_fwhm=jnp.log(fwhm), fwhm_tan=0.0 * fwhm, eta=0.0 * fwhm
-                )
+                v = from_vector(x)._replace(log_fwhm=jnp.log(fwhm))
                 normal = objective.coarse_normal(trial.frame, v, wavelength, target, edges, floor)
                 return objective.restrained(normal, trial.frame, x, restraints)
 
             def body(state, _):
-                return minimise.step(state, cost, active, limit), None
+                state = minimise.step(state, cost, active, limit)
+                return state._replace(trial=jnp.clip(state.trial, low, high)), None
 
             state = minimise.init(x, damping)
             state, _ = jax.lax.scan(body, state, None, length=num_steps)
             return (state.best, jnp.minimum(state.damping, 0.1)), state.normal.misfit
 
-        per_level = (levels.profile, levels.fwhm, levels.move_cell, levels.move_coord)
-        (x, _), misfit = jax.lax.scan(level, (x, jnp.asarray(1e-2, x.dtype)), per_level)
+        start = x, jnp.asarray(1e-2, x.dtype)
+        (x, _), misfit = jax.lax.scan(level, start, (levels.profile, levels.fwhm))
         return x, misfit
 
     return Annealed(*jax.vmap(one)(trials, x))
@@ -155,9 +152,7 @@ def fit_profile(
         inertia = (1e-9 * ones).at[ETA].set(1e-5).at[B_ISO].set(1e-6)
         inertia = inertia.at[COORD].set(strengths.coord / trial.num_atoms)
         limit = (0.1 * ones).at[CELL].set(0.003).at[ZERO].set(0.03).at[LOG_FWHM].set(0.3)
-        low = (-1e6 * ones).at[LOG_FWHM].set(-4.6).at[FWHM_TAN].set(0.0).at[ETA].set(0.0)
-        high = (1e6 * ones).at[LOG_FWHM].set(1.1).at[FWHM_TAN].set(1.0).at[ETA].set(1.0)
-        low, high = low.at[B_ISO].set(-1.0), high.at[B_ISO].set(8.0)
+        low, high = bounds(x)
         restraints = Restraints(trial.closest, strengths.contact, inertia, x)
 
         def cost(x):
@@ -176,6 +171,14 @@ def fit_profile(
         return Fitted(state.best, linear, jnp.sqrt(normal.misfit), trajectory, covariance)
 
     return jax.vmap(one)(trials, x)
+
+
+def bounds(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Smallest and largest value of each variable; nothing but the peak shape and B is bounded."""
+    wide = jnp.full_like(x, 1e6)
+    low = (-wide).at[LOG_FWHM].set(-4.6).at[FWHM_TAN].set(1e-3).at[ETA].set(0.0)
+    high = wide.at[LOG_FWHM].set(2.0).at[FWHM_TAN].set(2.0).at[ETA].set(1.0)
+    return low.at[B_ISO].set(-1.0), high.at[B_ISO].set(8.0)
 
 
 def _covariance(normal: objective.Normal, active: jax.Array, num_points: jax.Array) -> jax.Array:

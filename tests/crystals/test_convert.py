@@ -1,4 +1,4 @@
-"""Files, pymatgen structures and Niggli cells."""
+"""Files and pymatgen structures."""
 
 import numpy as np
 import pytest
@@ -62,30 +62,3 @@ def test_structure_round_trip():
     np.testing.assert_array_equal(again.atomic_numbers, crystal.atomic_numbers)
     np.testing.assert_allclose(again.frac_coords, crystal.frac_coords)
     np.testing.assert_allclose(again.lattice, crystal.lattice)
-
-
-def test_niggli_undoes_a_skewed_cell():
-    crystal = perovskite()
-    change = np.array([[1, 2, 0], [0, 1, 3], [1, 2, 1]])
-    skewed = crystal._replace(
-        lattice=change @ crystal.lattice,
-        frac_coords=crystal.frac_coords @ np.linalg.inv(change) % 1,
-    )
-    reduced = convert.niggli(skewed)
-    lengths = np.sort(np.linalg.norm(reduced.lattice, axis=1))
-    np.testing.assert_allclose(lengths, [4.0, 4.0, 4.1], atol=1e-6)
-    assert np.linalg.det(reduced.lattice) == pytest.approx(np.linalg.det(crystal.lattice))
-    assert same(crystal, reduced)
-    np.testing.assert_array_equal(reduced.atomic_numbers, crystal.atomic_numbers)
-
-
-def test_niggli_survives_a_failing_reduction(monkeypatch):
-    import spglib
-
-    monkeypatch.setattr(spglib, "niggli_reduce", lambda *args, **kwargs: None)
-    skewed = perovskite()._replace(lattice=np.array([[4.0, 0, 0], [12, 4, 0], [0, 0, 4.1]]))
-    reduced = convert.niggli(skewed)
-    assert np.linalg.norm(reduced.lattice, axis=1).max() < 4.2
-    assert same(skewed, reduced)
-    with pytest.raises(ValueError, match="flat"):
-        convert.niggli(skewed._replace(lattice=np.zeros((3, 3))))

@@ -140,7 +140,7 @@ def test_plain_records_are_unpickled(protocol):
     ],
 )
 def test_garbled_lmdb_records(tmp_path, change, message):
-    from xtalnet_jax.data.standard import standardise
+    from xtalnet_jax.crystals.reduction import standardise
 
     value = pickle.dumps({**cases.lmdb_record(SOME[0]), **change})
     source = open_source(cases.write_lmdb(tmp_path / "x.lmdb", [value]))

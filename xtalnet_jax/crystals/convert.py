@@ -64,52 +64,6 @@ def structure_from_crystal(crystal: Crystal) -> Structure:
     return Structure(lattice, numbers, np.asarray(crystal.frac_coords, np.float64))
 
 
-def niggli(crystal: Crystal) -> Crystal:
-    """Describe the same crystal in the Niggli-reduced form of its cell.
-
-    The cell keeps its volume and atoms (no search for a primitive cell): the shortest, least
-    oblique axes for the lattice as given. Where spglib fails, pymatgen's LLL reduction serves.
-
-    Raises:
-        ValueError: the lattice is flat or not finite.
-    """
-    import spglib
-
-    lattice = np.asarray(crystal.lattice, np.float64)
-    if not np.isfinite(lattice).all() or abs(np.linalg.det(lattice)) < 1e-6:
-        raise ValueError("the lattice is flat or not finite and has no Niggli form")
-    reduced = _valid_reduction(lattice, _quiet_niggli(spglib, lattice))
-    if reduced is None:
-        from pymatgen.core import Lattice
-
-        reduced = _valid_reduction(lattice, Lattice(lattice).get_lll_reduced_lattice().matrix)
-    if reduced is None:
-        return crystal
-    # Exactly integral change of basis: the reduction's own rounding does not enter.
-    change = np.rint(reduced @ np.linalg.inv(lattice))
-    frac = np.asarray(crystal.frac_coords, np.float64) @ np.linalg.inv(change) % 1.0
-    frac = np.where(frac >= 1.0, 0.0, frac)
-    return Crystal(crystal.atomic_numbers, frac, change @ lattice)
-
-
-def _quiet_niggli(spglib: object, lattice: np.ndarray) -> np.ndarray | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return spglib.niggli_reduce(lattice, eps=1e-5)
-    except Exception:  # spglib raises its own error type or returns None, by version
-        return None
-
-
-def _valid_reduction(lattice: np.ndarray, reduced: np.ndarray | None) -> np.ndarray | None:
-    """Return the reduction if it is an integral change of basis that keeps the volume."""
-    if reduced is None or not np.isfinite(reduced).all():
-        return None
-    change = reduced @ np.linalg.inv(lattice)
-    integral = np.abs(change - np.rint(change)).max() < 1e-3
-    return reduced if integral and abs(np.linalg.det(np.rint(change)) - 1.0) < 1e-6 else None
-
-
 def _read_pymatgen(path: Path) -> Structure:
     from pymatgen.core import Structure
     from pymatgen.io.cif import CifParser

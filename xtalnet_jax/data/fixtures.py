@@ -10,11 +10,12 @@ import numpy as np
 
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.elements import SYMBOLS
+from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.data.packed import PackedSet, from_crystals, load
 from xtalnet_jax.pxrd.simulate import lines_of
 
 
-def _crystal(cell: tuple[float, ...], sites: str) -> Crystal:
+def _crystal(cell: tuple[float | int, ...], sites: str) -> Crystal:
     """Build a crystal from (a, b, c, alpha, beta, gamma) and ``"El x y z; ..."``."""
     a, b, c, *angles = cell
     ca, cb, cg = np.cos(np.deg2rad(angles))
@@ -40,7 +41,7 @@ def fraction(text: str) -> float:
     return float(top) / float(bottom or 1)
 
 
-def _fcc(a: float) -> tuple[float, ...]:
+def _fcc(a: float) -> tuple[float | int, ...]:
     return (a / 2**0.5,) * 3 + (60.0,) * 3
 
 
@@ -87,8 +88,8 @@ def textbook_crystals() -> dict[str, Crystal]:
 
 
 def textbook_set(num_lines: int = 64) -> PackedSet:
-    """Return the crystals as a packed set, with their powder lines: the ``"textbook"`` data set."""
-    crystals = textbook_crystals()
+    """Return the crystals in standard form, with their powder lines: the ``"textbook"`` set."""
+    crystals = {name: standardise(c) for name, c in textbook_crystals().items()}
     lines = lines_of(list(crystals.values()), inv_d_max=1.0, num_lines=num_lines)
     return from_crystals(list(crystals), list(crystals.values()), lines)
 

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xtalnet_jax.crystals.crystal import Crystal
+from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.data import packed as packed_sets
 from xtalnet_jax.data.packed import PackedSet
 from xtalnet_jax.data.sources import OwnPeaks, Record, Source
-from xtalnet_jax.data.standard import check_crystal, standardise
+from xtalnet_jax.data.standard import check_crystal
 from xtalnet_jax.pxrd.pattern import inv_d_from_two_theta
 
 _log = logging.getLogger(__name__)

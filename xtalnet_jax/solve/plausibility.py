@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from xtalnet_jax.crystals.convert import niggli
 from xtalnet_jax.crystals.crystal import Crystal
-from xtalnet_jax.crystals.elements import SYMBOLS, parse_formula
+from xtalnet_jax.crystals.elements import ATOMIC_RADII, parse_formula
 from xtalnet_jax.crystals.lattice import matrix_from_parameters
+from xtalnet_jax.crystals.reduction import standardise
+from xtalnet_jax.data.standard import MIN_HEIGHT, VOLUME_PER_ATOM
 
 COMMON_UNITS = (1, 2, 4, 3, 6, 8, 5, 7, 9, 10)
 """Formula units per primitive cell in falling order of frequency; later ones are not tried."""
@@ -54,22 +56,28 @@ def formula_units(
 
 
 def lattice_from_hint(lattice: Any) -> np.ndarray | None:
-    """Return a Niggli-reduced [3, 3] cell for a matrix or for six cell parameters.
+    """Return the standard cell [3, 3], as the training data have it, of a known one.
+
+    Args:
+        lattice: rows in angstrom, or six cell parameters in angstrom and degrees.
 
     Raises:
         ValueError: neither form, or no cell with positive volume.
     """
     if lattice is None:
         return None
-    values = np.asarray(lattice, float)
+    try:
+        values = np.asarray(lattice, float)
+    except (TypeError, ValueError):
+        values = np.zeros(0)
     if values.shape == (6,):
-        values = np.asarray(matrix_from_parameters(values[:3], values[3:]))
+        values = np.asarray(matrix_from_parameters(*jnp.asarray(values).reshape(2, 3)), float)
     if values.shape != (3, 3) or not np.isfinite(values).all() or abs(np.linalg.det(values)) < 1.0:
         raise ValueError(
-            f"lattice {np.asarray(lattice).tolist()} is no cell; expected six numbers a, b, c "
+            f"lattice {lattice} is no cell; expected six numbers a, b, c "
             "(angstrom), alpha, beta, gamma (degrees) or three vectors"
         )
-    return niggli(Crystal(np.array([1]), np.zeros((1, 3)), values)).lattice
+    return standardise(Crystal(np.array([1]), np.zeros((1, 3)), values)).lattice
 
 
 @cache
@@ -83,8 +91,24 @@ def _space_groups() -> dict[str, str]:
 
 
 def _spellings(group: Any) -> tuple[str, ...]:
-    names = (str(group.number), group.international_short, group.international_full)
-    return tuple(n.replace(" ", "").replace("_", "").lower() for n in names)
+    short, full = group.international_short, group.international_full
+    names = [str(group.number), short, full]
+    if 3 <= group.number <= 15:  # monoclinic: P 1 2_1/n 1 is written P2_1/n
+        names.append("".join(part for part in full.split() if part != "1"))
+    if group.number in _BEFORE_1992:
+        names.append(_BEFORE_1992[group.number])
+    if group.pointgroup_international in ("m-3", "m-3m"):
+        names.append(short.replace("-3", "3"))  # Fm3m, as before 1983
+    return tuple(_plain(name) for name in names)
+
+
+_BEFORE_1992 = {39: "Abm2", 41: "Aba2", 64: "Cmca", 67: "Cmma", 68: "Ccca"}
+"""Symbols from before the e-glide (de Wolff et al., Acta Cryst. A48, 727, 1992)."""
+
+
+def _plain(symbol: str) -> str:
+    """Lower case without blanks and underscores, nor the setting after a colon."""
+    return symbol.partition(":")[0].replace(" ", "").replace("_", "").lower()
 
 
 def space_group_from_hint(space_group: str | int | None) -> str | None:
@@ -99,7 +123,7 @@ def space_group_from_hint(space_group: str | int | None) -> str | None:
     """
     if space_group is None:
         return None
-    name = str(space_group).replace(" ", "").replace("_", "").lower()
+    name = _plain(str(space_group))
     if name not in _space_groups():
         raise ValueError(f"space group {space_group!r} is unknown; write it like Fm-3m or 225")
     return _space_groups()[name]
@@ -117,13 +141,16 @@ def space_group_of(crystal: Crystal, symprec: float = 0.1) -> str:
     return found.international if found is not None else "P1"
 
 
-@cache
-def atomic_radius(atomic_number: int) -> float:
-    """Return the empirical radius in angstrom (Slater 1964), 1.5 where there is none."""
-    from pymatgen.core import Element
-
-    radius = Element(SYMBOLS[atomic_number]).atomic_radius
-    return float(radius) if radius else 1.5
+def is_possible(crystal: Crystal) -> bool:
+    """Whether a proposal is a cell at all: finite, not flat, neither crushed nor exploded."""
+    lattice = np.asarray(crystal.lattice, float)
+    if not (np.isfinite(lattice).all() and np.isfinite(crystal.frac_coords).all()):
+        return False
+    volume = abs(np.linalg.det(lattice))
+    low, high = VOLUME_PER_ATOM
+    if not low <= volume / len(crystal.atomic_numbers) <= high:
+        return False
+    return bool(1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max() >= MIN_HEIGHT)
 
 
 def shortest_contact(crystal: Crystal) -> float:
@@ -131,7 +158,7 @@ def shortest_contact(crystal: Crystal) -> float:
 
     Periodic images are those of the 27 cells around a reduced cell; below about 0.6 atoms overlap.
     """
-    radii = np.array([atomic_radius(int(z)) for z in crystal.atomic_numbers])
+    radii = ATOMIC_RADII[np.asarray(crystal.atomic_numbers)]
     images = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
     difference = crystal.frac_coords[None] - crystal.frac_coords[:, None]
     shifted = difference[:, :, None] - np.round(difference)[:, :, None] + images
@@ -168,4 +195,4 @@ def group_equal(crystals: list[Crystal], goodness: np.ndarray) -> np.ndarray:
 def _volumes_differ(first: Crystal, second: Crystal) -> bool:
     """Whether volumes per atom differ by more than the matcher could forgive without scaling."""
     per_atom = [abs(np.linalg.det(c.lattice)) / len(c.atomic_numbers) for c in (first, second)]
-    return abs(np.log(per_atom[0] / per_atom[1])) > 0.15
+    return bool(abs(np.log(per_atom[0] / per_atom[1])) > 0.15)

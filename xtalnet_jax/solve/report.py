@@ -9,12 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from xtalnet_jax.crystals.elements import SYMBOLS
+from xtalnet_jax.crystals.elements import ATOMIC_RADII, SYMBOLS
 from xtalnet_jax.pxrd.simulate import simulate_peaks
-from xtalnet_jax.solve.solution import Candidate, Solution
+from xtalnet_jax.solve.solution import MATCH, NONE, UNCERTAIN, Candidate, Solution
 
 MAX_POINTS = 4000
 """Longer patterns are thinned for the plot; every maximum stays."""
+
+COLUMNS = (
+    *("rank", "formula", "space_group", "confidence", "rwp", "similarity"),
+    *("a", "b", "c", "alpha", "beta", "gamma", "volume", "file"),
+)
+"""Of the page's table: those of `output.row`, what the ranking rests on first."""
+
+LABELS = {MATCH: "match", UNCERTAIN: "uncertain", NONE: "no match"}
 
 
 def report_html(solution: Solution, rows: list[dict[str, Any]]) -> str:
@@ -29,7 +37,7 @@ def report_html(solution: Solution, rows: list[dict[str, Any]]) -> str:
     data = {
         "two_theta": np.round(x[keep], 4).tolist(),
         "observed": _rounded(y[keep]),
-        "columns": list(rows[0]) if rows else [],
+        "columns": COLUMNS,
         "candidates": [_candidate(c, row, x, keep) for c, row in zip(solution.candidates, rows)],
         "elements": _elements(solution),
         "summary": _summary(solution),
@@ -40,24 +48,23 @@ def report_html(solution: Solution, rows: list[dict[str, Any]]) -> str:
             **{f"pattern: {k}": str(v) for k, v in solution.pattern.meta.items()},
         },
     }
-    text = json.dumps(data, allow_nan=False, default=str).replace("</", "<\\/")
+    # Without "<" nothing in the data can end the script element or open a comment in it.
+    text = json.dumps(data, allow_nan=False, default=str).replace("<", "\\u003c")
     page = (files("xtalnet_jax.solve") / "report_template.html").read_text(encoding="utf-8")
     page = page.replace("__TITLE__", html.escape(solution.formula))
-    return page.replace("__VERDICT__", solution.verdict).replace("__DATA__", text)
+    page = page.replace("__VERDICT__", solution.verdict)
+    return page.replace("__LABEL__", LABELS[solution.verdict]).replace("__DATA__", text)
 
 
 def _candidate(c: Candidate, row: dict[str, Any], x: np.ndarray, keep: np.ndarray) -> dict:
     calculated = np.interp(x, c.calculated.two_theta, c.calculated.intensity)
     wavelength = c.calculated.wavelength
     ticks = simulate_peaks(c.crystal, wavelength, (float(x[0]), float(x[-1]))).two_theta
-    numbers = {
-        k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()
-    }
     atoms = zip(
         c.crystal.atomic_numbers.tolist(), np.round(c.crystal.frac_coords % 1.0, 5).tolist()
     )
     return {
-        "row": numbers,
+        "row": row,
         "calculated": _rounded(calculated[keep]),
         "ticks": np.round(ticks, 3).tolist(),
         "lattice": np.round(c.crystal.lattice, 5).tolist(),
@@ -80,11 +87,9 @@ def _rounded(y: np.ndarray) -> list[float]:
 
 def _elements(solution: Solution) -> dict[str, list[Any]]:
     """Colour and radius (angstrom) of every element that occurs: colours by the golden angle."""
-    from xtalnet_jax.solve.plausibility import atomic_radius
-
     numbers = sorted({int(z) for c in solution.candidates for z in c.crystal.atomic_numbers})
     hue = {z: round(210 + 137.508 * i) % 360 for i, z in enumerate(numbers)}
-    return {SYMBOLS[z]: [f"hsl({hue[z]} 60% 55%)", atomic_radius(z)] for z in numbers}
+    return {SYMBOLS[z]: [f"hsl({hue[z]} 60% 55%)", float(ATOMIC_RADII[z])] for z in numbers}
 
 
 def _summary(solution: Solution) -> str:

@@ -28,7 +28,7 @@ def get_config(arg: str = ""):
         config.model.encoder.update(common.CPU_ENCODER)
         config.model.network.update({"width": 128, "num_freqs": 32})
         config.model.time_dim = 64
-        config.train.num_epochs = 14
+        config.train.num_epochs = 12
     if arg == "smoke":
         common.smoke(config)
         config.sampling.num_steps = 4

@@ -15,23 +15,29 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xtalnet_jax import tasks
-from xtalnet_jax.data.batches import BucketedBatches
+from xtalnet_jax.data.batches import BucketedBatches, ResidentBatches, count_crystals
 from xtalnet_jax.data.fixtures import load_set
 from xtalnet_jax.data.packed import PackedSet
-from xtalnet_jax.pretrained.weights import load_weights, save_weights, take_over
+from xtalnet_jax.pretrained.merge import merge_params
+from xtalnet_jax.pretrained.weights import load_weights, save_weights
 from xtalnet_jax.training.loop import train
+from xtalnet_jax.training.state import averaged_params
 
 
-def batches(config: ConfigDict, packed: PackedSet, shuffle: bool) -> BucketedBatches:
-    """Cut the set into batches as ``config.data`` says."""
-    return BucketedBatches(
+def batches(
+    config: ConfigDict, packed: PackedSet, shuffle: bool
+) -> BucketedBatches | ResidentBatches:
+    """Cut the set into batches as ``config.data`` says; on an accelerator the set lives there."""
+    cut = BucketedBatches(
         packed,
         config.data.num_atoms_buckets,
         budget_pairs=config.data.budget_pairs,
         batch_size_range=(config.data.min_batch, config.data.max_batch),
         seed=config.train.seed,
         shuffle=shuffle,
+        num_devices=jax.device_count(),
     )
+    return cut if jax.default_backend() == "cpu" else ResidentBatches(cut)
 
 
 def run(
@@ -56,18 +62,18 @@ def run(
     rows = np.random.default_rng(0).permutation(eval_set.num_crystals)[: config.data.num_eval]
     eval_set = eval_set.select(np.sort(rows))
     config = tasks.with_statistics(config, train_set.lattice, train_set.num_atoms)
-    task = tasks.task_from_config(config)
-    if config.init_from:
-        donor, _ = load_weights(config.init_from)
-        task = task._replace(init=take_over(task.init, donor))
+    donor = load_weights(config.init_from)[0] if config.init_from else {}
     state = train(
-        task,
+        tasks.task_from_config(config),
         batches(config, train_set, shuffle=True),
         config.train,
         workdir,
         eval_source=batches(config, eval_set, shuffle=False),
         stop_after_seconds=stop_after_seconds,
+        count_fn=count_crystals,
+        initialize=(lambda params: merge_params(donor, params).params) if donor else None,
+        record=config,
     )
-    params = jax.device_get(state.ema_params if config.train.ema_decay else state.params)
+    params = jax.device_get(averaged_params(state))
     save_weights(Path(workdir) / "weights.safetensors", params, config.to_dict())
     return params

@@ -222,7 +222,7 @@ def _generation_task(
     def loss(
         params: Params, key: jax.Array, example: Example, train: bool, axis_name: str | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del axis_name  # the mean over devices of local means is the global loss
+        del axis_name  # a mean over devices of local means, weighted by device
         key_peaks, key_noise, key_dropout = jax.random.split(key, 3)
         peaks = peaks_of(key_peaks, example, train)
         # A frozen encoder is also without its dropout: what it says of a pattern is fixed.
@@ -264,6 +264,8 @@ def make_generator(config: ConfigDict) -> Generator:
         denoise_fn = _bind(model, params, condition, crystals, config)
         if config.task == "flow":
             options = flow_sampler.FlowSampling(**dict(config.sampling))
+            if config.flow.get("prediction") == "clean":
+                denoise_fn = flow.velocity_from_clean(denoise_fn)
             batch, _ = flow_sampler.flow_sample(
                 key, denoise_fn, atomic_numbers, _stats(config), options, lattice=lattice
             )
@@ -306,10 +308,9 @@ def _stats(config: ConfigDict) -> LatticeStats:
     return LatticeStats(*(np.asarray(config.lattice_stats[k]) for k in LatticeStats._fields))
 
 
-def _fields(section: Mapping[str, Any]) -> dict[str, Any]:
+def _fields(section: ConfigDict) -> dict[str, Any]:
     """Plain dict of a config section, mappings frozen as flax fields want them."""
-    plain = section.to_dict() if isinstance(section, ConfigDict) else dict(section)
-    return {k: _hashable(v) for k, v in plain.items()}
+    return {k: _hashable(v) for k, v in section.to_dict().items()}
 
 
 def _hashable(value: Any) -> Any:

@@ -1,12 +1,10 @@
-"""Where weights are found: bundled pairs, run folders, single files; and taking them over."""
+"""Where weights are found: bundled pairs, run folders, single files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from xtalnet_jax.pretrained.merge import merge_params
 from xtalnet_jax.pretrained.safetensors_io import load_safetensors, save_safetensors
 from xtalnet_jax.types import Params
 
@@ -51,12 +49,3 @@ def solver_files(name: str | Path) -> tuple[Path, Path, Path]:
         )
     own = folder / "ranker.json"
     return *files, own if own.is_file() else BUNDLED / "default" / "ranker.json"
-
-
-def take_over(init: Callable[..., Params], donor: Mapping[str, Any]) -> Callable[..., Params]:
-    """Let an initialiser start from the equally named parameters of other weights."""
-
-    def with_donor(*args: Any) -> Params:
-        return merge_params(donor, init(*args)).params
-
-    return with_donor

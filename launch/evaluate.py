@@ -25,9 +25,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("item_seed", 0, "of the choice of crystals")
     flags.DEFINE_bool("refine", True, "refine candidates before ranking")
     flags.DEFINE_bool("shuffled", True, "also run the control with permuted patterns")
-    flags.DEFINE_bool(
-        "fit_ranker", False, "fit the ranker to these items: OUT/ranker.json"
-    )
+    flags.DEFINE_bool("fit_ranker", False, "fit the ranker to these items: OUT/ranker.json")
     flags.DEFINE_integer("workers", 2, "processes that compare structures")
 
 
@@ -37,6 +35,8 @@ def main() -> None:
         raise ValueError("--data is needed: a set written by launch.prepare, or 'textbook'")
     if FLAGS.num_items < 1 or FLAGS.num_candidates < 1:
         raise ValueError("--num_items and --num_candidates must be at least 1")
+    if FLAGS.pool < 0 or FLAGS.workers < 1:
+        raise ValueError("--pool must be at least 0 and --workers at least 1")
     from xtalnet_jax import compilation
     from xtalnet_jax.data.fixtures import load_set
     from xtalnet_jax.solve import report_card

@@ -7,6 +7,7 @@
 """
 
 import sys
+from pathlib import Path
 
 from absl import flags
 
@@ -27,15 +28,21 @@ def main() -> None:
     """Build an index, or query one."""
     if not FLAGS.index or not (FLAGS.build or FLAGS.pattern):
         raise ValueError("--index and at least one of --build and --pattern are needed")
+    if FLAGS.k < 1:
+        raise ValueError(f"--k={FLAGS.k}, expected at least 1")
     from xtalnet_jax import compilation
     from xtalnet_jax.data.sources import open_source, readable
     from xtalnet_jax.pxrd.io import load_pattern
+    from xtalnet_jax.solve.output import writable_folder
     from xtalnet_jax.solve.retrieval import RetrievalIndex
     from xtalnet_jax.solve.solver import load_solver
 
     compilation.use_cache()
     pattern = load_pattern(FLAGS.pattern, FLAGS.wavelength) if FLAGS.pattern else None
     if FLAGS.build:
+        if not FLAGS.index.endswith(".npz"):
+            raise ValueError(f"--index={FLAGS.index} must end in .npz")
+        writable_folder(Path(FLAGS.index).parent)
         source, solver = open_source(FLAGS.build), load_solver(FLAGS.weights)
         skipped = {"unreadable": 0, "too large": 0}
 

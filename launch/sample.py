@@ -49,11 +49,12 @@ def main() -> None:
         except ValueError:
             raise ValueError(f"--lattice={','.join(FLAGS.lattice)} holds no six numbers") from None
 
-    from xtalnet_jax.solve.output import save_solution
+    from xtalnet_jax.solve.output import save_solution, writable_folder
     from xtalnet_jax.solve.solver import load_solver
 
     compilation.use_cache()
     solver = load_solver(FLAGS.weights)
+    writable_folder(FLAGS.out)
     solution = solver.solve(
         pattern,
         formula,

@@ -4,6 +4,8 @@ python -m launch.simulate --structure=a.cif --out=a.xy
 python -m launch.simulate --structure=a.cif,b.cif --out=patterns/ --wavelength=0.7107 --peaks
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from launch import cli
@@ -22,8 +24,6 @@ if __name__ == "__main__":
 
 def main() -> None:
     """Read, simulate, write."""
-    from pathlib import Path
-
     if not FLAGS.structure or not FLAGS.out:
         raise ValueError("--structure and --out are needed")
     try:
@@ -37,6 +37,9 @@ def main() -> None:
     from xtalnet_jax.pxrd.pattern import Pattern
     from xtalnet_jax.pxrd.simulate import simulate_pattern, simulate_peaks
 
+    if FLAGS.fwhm <= 0:
+        raise ValueError(f"--fwhm={FLAGS.fwhm:g}, expected a width above 0 degrees")
+    targets = _targets(FLAGS.structure, FLAGS.out)
     crystals = [Crystal.from_file(path) for path in FLAGS.structure]
     settings = {"wavelength": FLAGS.wavelength, "two_theta_range": (low, high)}
     if FLAGS.peaks:
@@ -45,15 +48,23 @@ def main() -> None:
     else:
         shape = Instrument(w=FLAGS.fwhm**2)
         results = simulate_pattern(crystals, step=FLAGS.step, instrument=shape, **settings)
-    out = Path(FLAGS.out)
-    if len(results) == 1 and not out.is_dir():
-        targets = [out]
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        targets = [out / f"{Path(name).stem}.xy" for name in FLAGS.structure]
     for result, target in zip(results, targets):
         save_pattern(result, target)
         print(f"{target}: {len(result.two_theta)} points")
+
+
+def _targets(structures: list[str], out: str) -> list[Path]:
+    """Files to write: ``out`` itself for one structure, one file each in the folder ``out``."""
+    if len(structures) == 1 and not out.endswith("/") and not Path(out).is_dir():
+        return [Path(out)]
+    targets = [Path(out) / f"{Path(name).stem}.xy" for name in structures]
+    if len(set(targets)) < len(targets):
+        raise ValueError(
+            "two --structure files have the same name and would overwrite each other; "
+            "rename one or simulate them apart"
+        )
+    Path(out).mkdir(parents=True, exist_ok=True)
+    return targets
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ _HOME = {
     "simulate_pattern": "pxrd.simulate",
     "load_pattern": "pxrd.io",
     "save_pattern": "pxrd.io",
-    "refine": "refine.refine",
     "load_reference_checkpoint": "pretrained.reference",
     "Solver": "solve.solver",
     "Solution": "solve.solver",
@@ -31,10 +30,12 @@ _HOME = {
     "RetrievalIndex": "solve.retrieval",
 }
 
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", "refine", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "refine":  # a package that can be called, see there
+        return import_module("xtalnet_jax.refine")
     if name not in _HOME:
         raise AttributeError(f"module 'xtalnet_jax' has no attribute {name!r}")
     value = getattr(import_module(f"xtalnet_jax.{_HOME[name]}"), name)

@@ -68,10 +68,20 @@ def assess(
         progress: called with the numbers of items done and to do.
 
     Raises:
-        ValueError: the file holds another number of candidates or another kind of run.
+        ValueError: the file holds another number of candidates, another kind of run or that of
+            other weights, or two items have one id.
     """
     path = Path(path)
-    asked = {"num_candidates": num_candidates, "refine": refine, "seed": seed}
+    ids = [item.id for item in items]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise ValueError(f"the id {twice!r} occurs more than once, expected unique ids")
+    asked = {
+        "num_candidates": num_candidates,
+        "refine": refine,
+        "seed": seed,
+        "weights": solver.name,
+    }
     done = _read(path, asked)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
@@ -79,9 +89,10 @@ def assess(
             if item.id not in done:
                 key = jax.random.fold_in(jax.random.key(seed), i)
                 found = _assess_one(solver, item, key, num_candidates, refine)
-                done[item.id] = found
-                file.write(json.dumps({**asked, **_to_json(found)}) + "\n")
+                line = json.dumps({**asked, **_to_json(found)})
+                file.write(line + "\n")
                 file.flush()
+                done[item.id] = _from_json(json.loads(line))  # what a resumed run would read
             if progress:
                 progress(i + 1, len(items))
     return [done[item.id] for item in items]
@@ -172,16 +183,20 @@ def _read(path: Path, asked: dict[str, Any]) -> dict[str, Assessed]:
         path.write_text(whole, encoding="utf-8")
     for line in whole.splitlines():
         entry = json.loads(line)
-        other = {k: entry[k] for k in asked if entry[k] != asked[k]}
+        other = {k: entry[k] for k in asked if entry.get(k, asked[k]) != asked[k]}
         if other:
             raise ValueError(
                 f"{path} was made with {other}, now asked for {asked}: choose another --out"
             )
-        done[entry["id"]] = Assessed(
-            entry["id"],
-            [Crystal(*(np.asarray(x) for x in c)) for c in entry["candidates"]],
-            np.asarray(entry["features"]),
-            np.asarray(entry["group"]),
-            entry["seconds"],
-        )
+        done[entry["id"]] = _from_json(entry)
     return done
+
+
+def _from_json(entry: dict[str, Any]) -> Assessed:
+    return Assessed(
+        entry["id"],
+        [Crystal(*(np.asarray(x) for x in c)) for c in entry["candidates"]],
+        np.asarray(entry["features"], float).reshape(-1, len(ranking.FEATURES)),
+        np.asarray(entry["group"], int),
+        entry["seconds"],
+    )

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from xtalnet_jax.crystals.elements import formula_of
@@ -28,6 +29,9 @@ _JUDGED = ("rwp", "similarity", "confidence")
 COLUMNS = ("rank", "file", "formula", "space_group", *_CELL, "volume", *_JUDGED)
 """Of ``candidates.csv``."""
 
+SYMPREC = 0.1
+"""Angstrom within which the CIF files are symmetrised."""
+
 
 def save_solution(solution: Solution, folder: str | Path) -> list[Path]:
     """Write ``candidates.csv``, ``candidate_01.cif`` ..., ``result.json`` and ``report.html``.
@@ -38,15 +42,14 @@ def save_solution(solution: Solution, folder: str | Path) -> list[Path]:
         The paths written.
 
     Raises:
-        OSError: the folder cannot be written.
+        ValueError: the folder cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = writable_folder(folder)
     texts = {
         cif_name(i): cif_text(c, solution, i) for i, c in enumerate(solution.candidates, start=1)
     }
     texts["candidates.csv"] = table_text(solution)
-    texts["result.json"] = json.dumps(record(solution), indent=1) + "\n"
+    texts["result.json"] = json.dumps(record(solution), indent=1, allow_nan=False) + "\n"
     rows = [row(c, i) for i, c in enumerate(solution.candidates, start=1)]
     texts["report.html"] = report_html(solution, rows)
     staging = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
@@ -63,14 +66,31 @@ def save_solution(solution: Solution, folder: str | Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
+def writable_folder(folder: str | Path) -> Path:
+    """Make the folder if need be and see that files can be written: before hours of work.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to the folder {folder} ({error.strerror}); choose another one"
+        ) from None
+
+
 def cif_name(rank: int) -> str:
     """File name of the candidate of that rank, from 1."""
     return f"candidate_{rank:02d}.cif"
 
 
 def row(candidate: Candidate, rank: int) -> dict[str, Any]:
-    """Return one line of the table, by column name."""
-    lengths, angles = (np.asarray(x) for x in parameters_from_matrix(candidate.crystal.lattice))
+    """Return one line of the table, by column name; numbers that are not finite are None."""
+    lengths, angles = parameters_from_matrix(jnp.asarray(candidate.crystal.lattice))
     numbers = dict(zip(_CELL, [*lengths, *angles]))
     numbers["volume"] = abs(np.linalg.det(candidate.crystal.lattice))
     for name in _JUDGED:
@@ -80,7 +100,7 @@ def row(candidate: Candidate, rank: int) -> dict[str, Any]:
         "file": cif_name(rank),
         "formula": formula_of(candidate.crystal.atomic_numbers),
         "space_group": candidate.space_group,
-        **{k: round(float(v), 5) for k, v in numbers.items()},
+        **{k: round(float(v), 5) if np.isfinite(v) else None for k, v in numbers.items()},
     }
 
 
@@ -113,12 +133,23 @@ def cif_text(candidate: Candidate, solution: Solution, rank: int) -> str:
     from pymatgen.io.cif import CifWriter
 
     structure = candidate.structure
-    try:
-        body = str(CifWriter(structure, symprec=0.1 if candidate.space_group != "P1" else None))
-    except (TypeError, ValueError):  # the symmetry search gives up on an odd cell
-        body = str(CifWriter(structure))
+    symmetric = candidate.space_group != "P1" and _survives_symmetry(structure)
+    body = str(CifWriter(structure, symprec=SYMPREC if symmetric else None))
     head = (
         f"# xtalnet_jax {__version__}, candidate {rank}: R_wp {candidate.rwp:.4f}, "
         f"confidence {candidate.confidence:.3f}, verdict {solution.verdict}\n"
     )
     return head + body
+
+
+def _survives_symmetry(structure: Any) -> bool:
+    """Whether the symmetrised structure is still the same one: close atoms may have merged."""
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+    from spglib.error import SpglibError
+
+    try:
+        refined = SpacegroupAnalyzer(structure, symprec=SYMPREC).get_refined_structure()
+    except (TypeError, ValueError, SpglibError):  # the search gives up on an odd cell
+        return False
+    return bool(StructureMatcher(scale=False).fit(structure, refined))

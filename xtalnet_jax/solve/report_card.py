@@ -20,6 +20,7 @@ from xtalnet_jax.pxrd.augment import Effects, peaks_from_lines
 from xtalnet_jax.pxrd.pattern import Lines
 from xtalnet_jax.pxrd.simulate import simulate_pattern
 from xtalnet_jax.solve import assess, ranking
+from xtalnet_jax.solve.output import writable_folder
 from xtalnet_jax.solve.solver import Solver
 
 KS = (1, 3, 5, 10, 20)
@@ -45,7 +46,7 @@ def report(
     solver: Solver, packed: PackedSet, dataset: str, options: Options, out: str | Path
 ) -> str:
     """Measure, write ``results.json`` and ``results.md`` into ``out``, return the table."""
-    out, start = Path(out), time.perf_counter()
+    out, start = writable_folder(out), time.perf_counter()
     name = Path(dataset).stem
     order = np.random.default_rng(options.item_seed).permutation(packed.num_crystals)
     rows = []
@@ -53,13 +54,14 @@ def report(
         rows += _retrieval(solver, packed.select(np.sort(order[: options.pool])), name, start)
     chosen = packed.select(order[: options.num_items])
     items = make_items(chosen)
-    rows += _generation(solver, items, name, options, out, start)
+    measured, solver = _generation(solver, items, name, options, out, start)
+    rows += measured
     if options.shuffled and len(items) > 1:
         patterns = [item.pattern for item in items]
         wrong = [i._replace(pattern=p) for i, p in zip(items, patterns[1:] + patterns[:1])]
         control = options._replace(fit_ranker=False)
         beside = out / "shuffled"
-        rows += _generation(solver, wrong, name, control, beside, start, "patterns shuffled")
+        rows += _generation(solver, wrong, name, control, beside, start, "patterns shuffled")[0]
     tables.save_results(out / "results.json", rows)
     text = tables.to_markdown(rows)
     (out / "results.md").write_text(text + "\n", encoding="utf-8")
@@ -92,7 +94,8 @@ def _generation(
     out: Path,
     start: float,
     control: str = "",
-) -> list[tables.ResultRow]:
+) -> tuple[list[tables.ResultRow], Solver]:
+    """Return the rows of the table, and the solver with its ranker fitted if that was asked."""
     kind = "refined" if options.refine else "raw"
     assessed = assess.assess(
         solver, items, out / f"{kind}.jsonl", options.num_candidates, options.refine,
@@ -124,7 +127,7 @@ def _generation(
             found = match_at_k(attempts, ks, order)
             rows += tables.generation_rows(found, setting, provenance)
     _say_calibration(solver.rankers[kind].confidence(features), matched, control or kind)
-    return rows
+    return rows, solver
 
 
 def _say_calibration(confidence: np.ndarray, matched: np.ndarray, name: str) -> None:

@@ -45,12 +45,13 @@ class RetrievalIndex(NamedTuple):
             progress: called with the number of crystals done.
 
         Raises:
-            ValueError: no crystals, an id that occurs twice, or a crystal too large.
+            ValueError: no crystals, an id that occurs twice, or a crystal too large or flat.
         """
         import numpy as np
 
         solver = solver or load_solver("default")
         ids, formulas, vectors, waiting = [], [], [], []
+        seen: set[str] = set()
 
         def flush() -> None:
             if waiting:
@@ -61,6 +62,9 @@ class RetrievalIndex(NamedTuple):
 
         for number, item in enumerate(crystals):
             name, crystal = (str(number), item) if isinstance(item, Crystal) else item
+            if name in seen:  # found out now, not when all are embedded
+                raise ValueError(f"the id {name!r} occurs more than once, expected unique ids")
+            seen.add(name)
             ids.append(name)
             formulas.append(formula_of(crystal.atomic_numbers))
             waiting.append(crystal)
@@ -94,7 +98,11 @@ class RetrievalIndex(NamedTuple):
             ValueError: no index, or one made with other weights than ``solver``'s.
         """
         entries = VectorIndex.load(path)
-        made_with = entries.meta.get("weights")
+        if not {"weights", "formulas"} <= set(entries.meta):
+            raise ValueError(
+                f"{path} is no index of crystals; build it with launch.retrieve --build"
+            )
+        made_with = entries.meta["weights"]
         solver = solver or load_solver(made_with)
         if solver.name != made_with:
             raise ValueError(

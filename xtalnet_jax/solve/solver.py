@@ -18,14 +18,13 @@ from ml_collections import ConfigDict
 from xtalnet_jax import tasks
 from xtalnet_jax.crystals.crystal import Crystal, stack_crystals, unstack_crystals
 from xtalnet_jax.crystals.elements import atomic_numbers_from_formula
+from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.pxrd.pattern import Pattern, PeakBatch
 from xtalnet_jax.pxrd.peaks import peak_batch
+from xtalnet_jax.pxrd.scattering import check_tabulated
 from xtalnet_jax.solve import plausibility, ranking
 from xtalnet_jax.solve.solution import Candidate, Solution, verdict_of
 from xtalnet_jax.types import Params
-
-SIZES = (4, 8, 12, 16, 20)
-"""Numbers of atoms that candidates are padded to, so that few shapes are compiled."""
 
 Report = Callable[[str], None]
 
@@ -50,9 +49,14 @@ class Solver(NamedTuple):
     generator: tasks.Generator
     generator_params: Params
     num_peaks: int
-    max_atoms: int
+    sizes: tuple[int, ...]  # numbers of atoms to pad to, rising, so that few shapes are compiled
     rankers: Mapping[str, ranking.Ranker]  # "refined" and "raw"
     name: str
+
+    @property
+    def max_atoms(self) -> int:
+        """Atoms in the largest cell that the weights were made for."""
+        return self.sizes[-1]
 
     def solve(
         self,
@@ -84,12 +88,16 @@ class Solver(NamedTuple):
             ValueError: a formula, Z, lattice or space group that cannot be used, or a pattern
                 without peaks.
         """
+        from xtalnet_jax.refine.prepare import observe
+
         clock, seconds, warnings = time.perf_counter, {}, []
         known_cell = plausibility.lattice_from_hint(lattice)
         group = plausibility.space_group_from_hint(space_group)
         if num_candidates < 1:
             raise ValueError(f"num_candidates is {num_candidates}, expected at least 1")
         units = plausibility.formula_units(formula, z, self.max_atoms, known_cell)
+        check_tabulated(atomic_numbers_from_formula(formula))
+        observe(pattern, 0)  # complains now, not after the candidates were drawn
 
         start = clock()
         peaks = self.peaks_of([pattern])
@@ -99,6 +107,9 @@ class Solver(NamedTuple):
             numbers = atomic_numbers_from_formula(formula, count)
             key = jax.random.fold_in(jax.random.key(seed), i)
             proposals += self.propose(key, peaks, numbers, num_candidates, known_cell)
+        drawn = num_candidates * len(units)
+        if len(proposals) < drawn:
+            warnings.append(f"{drawn - len(proposals)} of {drawn} candidates had no possible cell")
         seconds["generate"] = clock() - start
 
         start = clock()
@@ -130,10 +141,10 @@ class Solver(NamedTuple):
         return np.asarray(self.embedder.patterns(self.embedder_params, self.peaks_of(patterns)))
 
     def embed_crystals(self, crystals: list[Crystal], batch_size: int = 256) -> np.ndarray:
-        """Return one unit vector per crystal, [n, d].
+        """Return one unit vector per crystal, [n, d]; cells are brought to standard form first.
 
         Raises:
-            ValueError: a crystal has more atoms than the model takes.
+            ValueError: a crystal has more atoms than the model takes, or a flat cell.
         """
         sizes = np.array([len(c.atomic_numbers) for c in crystals])
         vectors: np.ndarray | None = None
@@ -141,7 +152,7 @@ class Solver(NamedTuple):
             rows = np.flatnonzero(self._bucket(sizes) == bucket)
             for part in np.array_split(rows, -(-len(rows) // batch_size)):
                 width = 1 << (len(part) - 1).bit_length()
-                batch = stack_crystals([crystals[i] for i in part], int(bucket), width)
+                batch = stack_crystals([standardise(crystals[i]) for i in part], int(bucket), width)
                 out = np.asarray(self.embedder.crystals(self.embedder_params, batch))
                 if vectors is None:
                     vectors = np.zeros((len(crystals), out.shape[-1]), out.dtype)
@@ -173,7 +184,10 @@ class Solver(NamedTuple):
         num_candidates: int,
         lattice: np.ndarray | None = None,
     ) -> list[Crystal]:
-        """Draw candidates for one pattern (``peaks`` has one row) and one composition."""
+        """Draw candidates for one pattern (``peaks`` has one row) and one composition.
+
+        Those whose cell is none (`plausibility.is_possible`) are left out.
+        """
         n = len(atomic_numbers)
         width = int(self._bucket(np.array([n]))[0])
         rows = -(-num_candidates // 4) * 4
@@ -185,21 +199,22 @@ class Solver(NamedTuple):
         batch = self.generator.sample(
             self.generator_params, jax.random.split(key, rows), spread, numbers, cells
         )
-        return unstack_crystals(batch)[:num_candidates]
+        drawn = unstack_crystals(batch)[:num_candidates]
+        return [c for c in drawn if plausibility.is_possible(c)]
 
     def fit(self, crystals: list[Crystal], pattern: Pattern, peaks: PeakBatch, refine: bool) -> Fit:
         """Compare candidates with the pattern, after refining them if wanted."""
         from xtalnet_jax.refine.refine import compare
         from xtalnet_jax.refine.refine import refine as refine_crystals
 
-        results = (refine_crystals if refine else compare)(crystals, pattern)
+        results = (refine_crystals if refine else compare)(crystals, pattern) if crystals else []
         crystals = [r.crystal for r in results]
         vector = np.asarray(self.embedder.patterns(self.embedder_params, peaks))[0]
         return Fit(
             crystals,
             np.array([r.rwp for r in results]),
             np.array([r.cosine for r in results]),
-            self.embed_crystals(crystals) @ vector,
+            self.embed_crystals(crystals) @ vector if crystals else np.zeros(0),
             np.array([r.num_free for r in results]),
             np.array([r.moved for r in results]),
             [r.calculated for r in results],
@@ -233,7 +248,7 @@ class Solver(NamedTuple):
                 f"a cell of {num_atoms.max()} atoms is larger than the {self.max_atoms} atoms "
                 "these weights were made for"
             )
-        return np.array(SIZES)[np.searchsorted(SIZES, num_atoms)]
+        return np.array(self.sizes)[np.searchsorted(self.sizes, num_atoms)]
 
 
 class Features(NamedTuple):
@@ -264,7 +279,7 @@ def load_solver(name: str = "default") -> Solver:
             is used, whose confidence was calibrated for other weights).
 
     Raises:
-        ValueError: no such weights.
+        ValueError: no such weights, or files of another kind of model.
     """
     from xtalnet_jax.pretrained.weights import load_weights, solver_files
 
@@ -272,13 +287,21 @@ def load_solver(name: str = "default") -> Solver:
     cpcp_params, cpcp_recipe = load_weights(cpcp_file)
     generator_params, generator_recipe = load_weights(generator_file)
     cpcp, generator = ConfigDict(cpcp_recipe), ConfigDict(generator_recipe)
+    for file, recipe, kinds in (
+        (cpcp_file, cpcp, ("cpcp",)),
+        (generator_file, generator, ("flow", "ccsg")),
+    ):
+        if recipe.get("task") not in kinds:
+            raise ValueError(
+                f"{file} holds weights of {recipe.get('task')!r}, expected {' or '.join(kinds)}"
+            )
     return Solver(
         tasks.make_embedder(cpcp),
         cpcp_params,
         tasks.make_generator(generator),
         generator_params,
         cpcp.pattern.num_peaks,
-        max(generator.data.num_atoms_buckets),
+        tuple(sorted(generator.data.num_atoms_buckets)),
         ranking.load_rankers(ranker_file),
         name,
     )

@@ -1,0 +1,222 @@
+"""What a solution leaves on disk, and what its page may not do."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.solve import tiny
+from xtalnet_jax.crystals.crystal import Crystal
+from xtalnet_jax.data.fixtures import textbook_crystals
+from xtalnet_jax.pxrd.pattern import Pattern
+from xtalnet_jax.pxrd.simulate import simulate_pattern
+from xtalnet_jax.solve import output, report
+from xtalnet_jax.solve.plausibility import space_group_of
+from xtalnet_jax.solve.solution import Candidate, Solution, verdict_of
+
+HEADER = "rank,file,formula,space_group,a,b,c,alpha,beta,gamma,volume,rwp,similarity,confidence"
+RUTILE = textbook_crystals()["rutile"]
+
+
+def displaced(seed: int) -> Crystal:
+    move = 0.03 * np.random.default_rng(seed).normal(size=RUTILE.frac_coords.shape)
+    return RUTILE._replace(frac_coords=(RUTILE.frac_coords + move) % 1.0)
+
+
+def crowded() -> Crystal:
+    """Two oxygens 0.09 angstrom apart: symmetrising at 0.1 angstrom would merge them."""
+    numbers = np.append(RUTILE.atomic_numbers, 8)
+    extra = RUTILE.frac_coords[-1:] + [[0.0, 0.0, 0.03]]
+    return RUTILE._replace(
+        atomic_numbers=numbers, frac_coords=np.concatenate([RUTILE.frac_coords, extra])
+    )
+
+
+@pytest.fixture(scope="module")
+def pattern() -> Pattern:
+    found = simulate_pattern(RUTILE, two_theta_range=(20, 80), step=0.1)
+    return found._replace(meta={"file": "scan.xy", "sample": "</script><script>alert(1)</script>"})
+
+
+@pytest.fixture(scope="module")
+def solved(pattern: Pattern) -> Solution:
+    crystals = [RUTILE, displaced(0), crowded()]
+    judged = [(0.03, 0.9, 0.95), (0.3, 0.4, 0.2), (float("nan"), 0.1, 0.01)]
+    candidates = [
+        Candidate(c, *numbers, space_group_of(c), pattern, 1)
+        for c, numbers in zip(crystals, judged)
+    ]
+    return tiny.solution(candidates, pattern, warnings=('a "warning" with <b>', "</script>"))
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def test_files_and_columns(solved, tmp_path):
+    paths = output.save_solution(solved, tmp_path / "deep" / "out")
+    names = {p.name for p in (tmp_path / "deep" / "out").iterdir()}
+    assert names == {p.name for p in paths}
+    cifs = [f"candidate_0{i}.cif" for i in (1, 2, 3)]
+    assert names == {"candidates.csv", "result.json", "report.html", *cifs}
+    text = (tmp_path / "deep" / "out" / "candidates.csv").read_text()
+    assert text.splitlines()[0] == HEADER
+    first, second, third = csv.DictReader(text.splitlines())
+    assert (first["rank"], first["file"], first["formula"]) == ("1", "candidate_01.cif", "Ti2O4")
+    assert first["space_group"] == "P4_2/mnm"
+    cell = [float(first[k]) for k in ("a", "b", "c", "alpha", "beta", "gamma", "volume")]
+    np.testing.assert_allclose(cell, [4.594, 4.594, 2.959, 90, 90, 90, 62.449], atol=1e-3)
+    assert [float(first[k]) for k in ("rwp", "similarity", "confidence")] == [0.03, 0.9, 0.95]
+    assert second["space_group"] == "P1"
+    assert third["rwp"] == ""
+
+
+def test_result_is_strict_json(solved, tmp_path):
+    output.save_solution(solved, tmp_path)
+
+    def refuse(constant: str) -> Any:
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (tmp_path / "result.json").read_text()
+    result = json.loads(text, parse_constant=refuse)
+    assert result["verdict"] == "match"
+    assert result["formula"] == "TiO2"
+    assert [c["rank"] for c in result["candidates"]] == [1, 2, 3]
+    assert result["candidates"][2]["rwp"] is None
+    assert result["candidates"][0]["votes"] == 1
+    assert result["warnings"] == list(solved.warnings)
+    assert result["seconds"]["generate"] == 1.25
+
+
+def test_cifs_read_back_to_the_structures(solved, tmp_path):
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    output.save_solution(solved, tmp_path)
+    matcher = StructureMatcher(stol=0.1, scale=False, primitive_cell=True)
+    for rank, candidate in enumerate(solved.candidates[:2], start=1):
+        text = (tmp_path / output.cif_name(rank)).read_text()
+        read = Crystal.from_file(tmp_path / output.cif_name(rank))
+        assert matcher.fit(read.to_structure(), candidate.structure)
+        assert text.startswith(f"# xtalnet_jax {output.__version__}, candidate {rank}: R_wp")
+    assert "P4_2/mnm" in (tmp_path / "candidate_01.cif").read_text()
+    assert "'P 1'" in (tmp_path / "candidate_02.cif").read_text()
+
+
+def test_no_atom_is_lost_to_symmetry(solved):
+    structure = solved.candidates[2].structure
+    assert not output._survives_symmetry(structure)
+    assert output._survives_symmetry(solved.candidates[0].structure)
+    claimed = solved.candidates[2]._replace(space_group="P4_2/mnm")
+    text = output.cif_text(claimed, solved, 3)
+    assert "'P 1'" in text
+    assert len(re.findall(r"^  O ", text, re.MULTILINE)) == 5
+
+
+def test_earlier_candidates_go_other_files_stay(solved, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    output.save_solution(solved, tmp_path)
+    output.save_solution(solved._replace(candidates=solved.candidates[:1]), tmp_path)
+    assert sorted(p.name for p in tmp_path.glob("candidate_*.cif")) == ["candidate_01.cif"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not list(tmp_path.glob(".writing*"))
+
+
+def test_nothing_found_is_written_too(solved, tmp_path):
+    output.save_solution(solved._replace(candidates=(), verdict="none"), tmp_path)
+    assert (tmp_path / "candidates.csv").read_text() == HEADER + "\n"
+    assert "No candidate structure was found" in (tmp_path / "report.html").read_text()
+
+
+def test_folder_that_cannot_be_written(solved, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(ValueError, match="cannot write to the folder"):
+            output.save_solution(solved, folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_failure_midway_leaves_the_earlier_solution(solved, tmp_path, monkeypatch):
+    output.save_solution(solved, tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    write = Path.write_text
+
+    def full_disk(self: Path, *args: Any, **kwargs: Any) -> int:
+        if self.name == "report.html":
+            raise OSError(28, "No space left on device")
+        return write(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        output.save_solution(solved._replace(candidates=solved.candidates[:1]), tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+# Report -------------------------------------------------------------------------------------------
+
+
+def page_of(solution: Solution) -> tuple[str, dict[str, Any]]:
+    rows = [output.row(c, i) for i, c in enumerate(solution.candidates, start=1)]
+    page = report.report_html(solution, rows)
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    return page, json.loads(text[1])
+
+
+def test_page_needs_nothing_from_outside(solved):
+    page, _ = page_of(solved)
+    assert not re.search(r"https?:|//cdn|@import|url\(|src=|<link", page)
+    assert not re.search(r"__[A-Z]+__", page)
+
+
+def test_data_of_the_page_are_those_of_the_solution(solved):
+    _, data = page_of(solved)
+    np.testing.assert_allclose(data["two_theta"], solved.pattern.two_theta, atol=1e-4)
+    np.testing.assert_allclose(data["observed"], solved.pattern.intensity, atol=1e-2)
+    first = data["candidates"][0]
+    assert len(first["calculated"]) == len(data["two_theta"])
+    assert first["atoms"][0] == ["Ti", [0.0, 0.0, 0.0]]
+    assert first["ticks"][0] == pytest.approx(27.43, abs=0.05)  # rutile 110
+    assert data["candidates"][2]["row"]["rwp"] is None
+    assert set(data["elements"]) == {"Ti", "O"}
+    assert sorted(data["columns"]) == sorted(HEADER.split(","))
+
+
+def test_hostile_text_stays_text(solved):
+    page, data = page_of(solved)
+    assert data["settings"]["pattern: sample"] == solved.pattern.meta["sample"]
+    assert data["warnings"] == list(solved.warnings)
+    assert page.count("</script>") == 2
+    assert page.count("<script") == 2
+    assert "alert(1)</" not in page
+    hostile = solved._replace(formula="<img src=x>", warnings=("<!--<script>",))
+    page, data = page_of(hostile)
+    assert "<img" not in page
+    assert "<!--" not in page
+    assert data["warnings"] == ["<!--<script>"]
+
+
+def test_long_patterns_are_thinned_but_keep_their_maxima(solved):
+    x = np.linspace(5, 90, 20001)
+    y = np.zeros_like(x)
+    y[[17, 5003, 19990]] = 10.0, 30.0, 20.0
+    _, data = page_of(solved._replace(pattern=Pattern(x, y, 1.54184)))
+    assert len(data["two_theta"]) <= report.MAX_POINTS
+    assert sorted(v for v in data["observed"] if v) == [10.0, 20.0, 30.0]
+
+
+def test_scan_from_zero_to_wide_angles_can_be_reported(solved):
+    x = np.linspace(0, 170, 500)
+    page_of(solved._replace(pattern=Pattern(x, np.sin(x) ** 2, 1.54184)))
+
+
+# Verdict ------------------------------------------------------------------------------------------
+
+
+def test_verdict():
+    assert verdict_of([0.1, 0.7]) == "match"
+    assert verdict_of([0.69]) == verdict_of([0.15]) == "uncertain"
+    assert verdict_of([0.149]) == verdict_of([]) == "none"

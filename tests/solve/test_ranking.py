@@ -1,0 +1,79 @@
+"""The ranker finds the coefficients that made the data, and survives its file."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from xtalnet_jax.solve import ranking
+
+NUM = len(ranking.FEATURES)
+TRUE = np.array([-2.0, 0.5, 1.0, 0.0, 3.0, -0.7, 0.2, -1.0])
+
+
+def data(n: int = 20000) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(n, NUM)) * np.linspace(0.5, 3, NUM) + np.arange(NUM)
+    chance = expit((features - np.arange(NUM)) @ TRUE - 0.4)
+    return features, rng.random(n) < chance
+
+
+def test_known_coefficients_are_found_within_their_errors():
+    features, matched = data()
+    fitted = ranking.fit_ranker(features, matched)
+    found = fitted.coefficients / fitted.scale
+    chance = fitted.confidence(features)
+    design = np.c_[np.ones(len(features)), features]
+    information = (design * (chance * (1 - chance))[:, None]).T @ design
+    error = np.sqrt(np.linalg.inv(information).diagonal())[1:]
+    assert (np.abs(found - TRUE) < 4 * error).all()
+    assert error.max() < 0.2
+    assert chance.mean() == pytest.approx(matched.mean(), abs=1e-4)  # the intercept is not shrunk
+
+
+def test_confidence_is_calibrated_in_every_fifth():
+    features, matched = data()
+    half = len(features) // 2
+    chance = ranking.fit_ranker(features[:half], matched[:half]).confidence(features[half:])
+    for rows in np.array_split(np.argsort(chance), 5):
+        assert chance[rows].mean() == pytest.approx(matched[half:][rows].mean(), abs=0.05)
+
+
+def test_constant_feature_and_separable_data_stay_finite():
+    features = np.zeros((40, NUM))
+    features[:, 0] = np.arange(40)
+    fitted = ranking.fit_ranker(features, features[:, 0] > 20)
+    assert np.isfinite(fitted.coefficients).all()
+    assert fitted.confidence(features)[-1] > 0.9 > 0.1 > fitted.confidence(features)[0]
+
+
+@pytest.mark.parametrize("matched", [np.zeros(5, bool), np.ones(5, bool)])
+def test_nothing_to_learn_is_said(matched):
+    with pytest.raises(ValueError, match="needs matches and misses"):
+        ranking.fit_ranker(np.zeros((5, NUM)), matched)
+
+
+def test_round_trip_through_the_file(tmp_path):
+    features, matched = data(500)
+    fitted = ranking.fit_ranker(features, matched)
+    ranking.save_rankers(tmp_path / "ranker.json", {"refined": fitted})
+    (read,) = ranking.load_rankers(tmp_path / "ranker.json").values()
+    np.testing.assert_array_equal(read.confidence(features), fitted.confidence(features))
+
+
+def test_file_of_another_version_is_refused(tmp_path):
+    config = ranking.fit_ranker(*data(500)).to_config()
+    config["features"] = config["features"][::-1]
+    (tmp_path / "ranker.json").write_text(json.dumps({"refined": config}))
+    with pytest.raises(ValueError, match="fit it again"):
+        ranking.load_rankers(tmp_path / "ranker.json")
+
+
+def test_features_in_order_and_bounded():
+    row = ranking.feature_matrix(
+        np.array([1.0]), np.array([0.0]), np.array([0.5]), np.array([0.25]),
+        np.array([9.0]), np.array([10]), np.array([3]), np.array([7.0]),
+    )  # fmt: skip
+    np.testing.assert_allclose(row, [[-4, -3, 0.5, 0.25, 1.2, np.log(10), np.log(4), 2.0]])
+    assert ranking.feature_matrix(*[np.zeros(0)] * 8).shape == (0, NUM)

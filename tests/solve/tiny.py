@@ -1,0 +1,62 @@
+"""An untrained solver of the smallest size: everything works, nothing is known."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from configs import cpcp, flow
+from xtalnet_jax import experiment, tasks
+from xtalnet_jax.data.fixtures import textbook_set
+from xtalnet_jax.pretrained.weights import save_weights
+from xtalnet_jax.pxrd.pattern import Pattern
+from xtalnet_jax.solve.ranking import FEATURES, Ranker, save_rankers
+from xtalnet_jax.solve.solution import Candidate, Solution
+
+
+def ranker(**coefficients: float) -> Ranker:
+    """Logistic regression on the named features, not standardised."""
+    weights = np.array([coefficients.get(name, 0.0) for name in FEATURES])
+    return Ranker(np.zeros(len(FEATURES)), np.ones(len(FEATURES)), weights, -4.0)
+
+
+def recipe(module: Any) -> Any:
+    """The smoke recipe of a module of ``configs``, complete for the textbook crystals."""
+    packed = textbook_set()
+    return tasks.with_statistics(module.get_config("smoke"), packed.lattice, packed.num_atoms)
+
+
+@lru_cache
+def example(module: Any) -> Any:
+    """The first batch of the smoke recipe: padded to 4 atoms, with empty crystals at the end."""
+    return experiment.batches(recipe(module), textbook_set(), shuffle=False).batch(0)
+
+
+@lru_cache
+def parameters(module: Any) -> Any:
+    """Untrained parameters of the smoke recipe."""
+    task = tasks.task_from_config(recipe(module))
+    return jax.device_get(jax.jit(task.init)(jax.random.key(0), example(module)))
+
+
+def write_weights(folder: Path) -> Path:
+    """Write what `load_solver` wants."""
+    for name, module in (("cpcp", cpcp), ("generator", flow)):
+        file = folder / f"{name}.safetensors"
+        save_weights(file, parameters(module), recipe(module).to_dict())
+    rankers = {"refined": ranker(log_misfit=-2.0), "raw": ranker(log_misfit=-2.0)}
+    save_rankers(folder / "ranker.json", rankers)
+    return folder
+
+
+def solution(candidates: list[Candidate], pattern: Pattern, **changes: Any) -> Solution:
+    """A solution as `Solver.solve` would return it."""
+    settings = {"formula": "TiO2", "num_candidates": len(candidates), "lattice": None}
+    made = Solution(
+        tuple(candidates), "match", pattern, "TiO2", settings, (), {"generate": 1.25, "rank": 0.1}
+    )
+    return made._replace(**changes)

@@ -1,7 +1,8 @@
 """Measure a solver on crystals it was not trained on: retrieval and ranked generation.
 
   python -m launch.evaluate --data=mp20_val.npz --num_items=200 --out=results/mp20_val
-  python -m launch.evaluate --data=mp20_val.npz --fit_ranker --out=runs/fit   (validation data only)
+  python -m launch.evaluate --data=mp20_val.npz --skip=1000 --num_items=100 --pool=0 --noshuffled \
+      --fit_ranker --out=runs/ranker                          (crystals that no table is made of)
 
 --data is a set written by launch.prepare. Patterns are simulated (Cu K-alpha, 5 to 90 degrees);
 composition and the number of atoms are given. Writes OUT/results.json and OUT/results.md; every
@@ -23,6 +24,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("pool", 1000, "crystals to retrieve among, 0 for no retrieval")
     flags.DEFINE_integer("seed", 0, "of the generator")
     flags.DEFINE_integer("item_seed", 0, "of the choice of crystals")
+    flags.DEFINE_integer("skip", 0, "crystals of that order to leave out first")
     flags.DEFINE_bool("refine", True, "refine candidates before ranking")
     flags.DEFINE_bool("shuffled", True, "also run the control with permuted patterns")
     flags.DEFINE_bool("fit_ranker", False, "fit the ranker to these items: OUT/ranker.json")
@@ -50,6 +52,7 @@ def main() -> None:
         pool=FLAGS.pool,
         seed=FLAGS.seed,
         item_seed=FLAGS.item_seed,
+        skip=FLAGS.skip,
         refine=FLAGS.refine,
         shuffled=FLAGS.shuffled,
         fit_ranker=FLAGS.fit_ranker,

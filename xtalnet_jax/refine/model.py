@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from xtalnet_jax.crystals import lattice as lattice_math
 from xtalnet_jax.pxrd.scattering import form_factors, lorentz_polarisation
 
+Scalar = jax.Array | float
+
 
 class Frame(NamedTuple):
     """What does not change while one candidate is refined.
@@ -87,13 +89,13 @@ def moved_coords(frame: Frame, coord: jax.Array) -> jax.Array:
     )
 
 
-def sticks(frame: Frame, v: Variables, wavelength: jax.Array) -> tuple[jax.Array, jax.Array]:
+def sticks(frame: Frame, v: Variables, wavelength: Scalar) -> tuple[jax.Array, jax.Array]:
     """Two-theta (degrees, [n_hkl]) and intensity of every reflection; padding has intensity 0."""
     sums = _phase_sums(frame, moved_coords(frame, v.coord))[:2]
     return _placed(frame, _spacings(frame, v.cell), v.b_iso, *sums, wavelength)
 
 
-def sticks_with_derivatives(frame: Frame, v: Variables, wavelength: jax.Array) -> Sticks:
+def sticks_with_derivatives(frame: Frame, v: Variables, wavelength: Scalar) -> Sticks:
     """`sticks` and its Jacobian by cell, b_iso and coord."""
     real, imag, cos, sin = _phase_sums(frame, moved_coords(frame, v.coord))
     inv_d, by_cell = _spacings(frame, v.cell), jax.jacfwd(_spacings, argnums=1)(frame, v.cell)
@@ -141,7 +143,7 @@ def _placed(
     b_iso: jax.Array,
     real: jax.Array,
     imag: jax.Array,
-    wavelength: jax.Array,
+    wavelength: Scalar,
 ) -> tuple[jax.Array, jax.Array]:
     """Two-theta and intensity from 1/d and the sums of phases, [n_hkl] or [n_species, n_hkl]."""
     s2 = 0.25 * inv_d**2

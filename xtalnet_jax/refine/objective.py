@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xtalnet_jax.refine import model
-from xtalnet_jax.refine.model import Frame, Sticks, Variables
+from xtalnet_jax.refine.model import Frame, Scalar, Sticks, Variables
 
 LN2 = float(np.log(2.0))
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -97,7 +97,7 @@ def profile_jacobian(grid: jax.Array, s: Sticks, v: Variables) -> tuple[jax.Arra
     return along[:, 0], jacobian
 
 
-def profile(grid: jax.Array, frame: Frame, v: Variables, wavelength: jax.Array) -> jax.Array:
+def profile(grid: jax.Array, frame: Frame, v: Variables, wavelength: Scalar) -> jax.Array:
     """Calculated pseudo-Voigt profile [n_bin], arbitrary scale, without background."""
     two_theta, intensity = model.sticks(frame, v, wavelength)
     fwhm, _ = peak_widths(v, two_theta)
@@ -105,7 +105,7 @@ def profile(grid: jax.Array, frame: Frame, v: Variables, wavelength: jax.Array) 
 
 
 def square_root(
-    z: jax.Array, weight: jax.Array, floor: float
+    z: jax.Array, weight: jax.Array, floor: Scalar
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """sqrt(z / mean(z) + floor) - sqrt(floor) where weight is 1, and its derivative's two factors.
 
@@ -120,10 +120,10 @@ def square_root(
 def coarse_normal(
     frame: Frame,
     v: Variables,
-    wavelength: jax.Array,
+    wavelength: Scalar,
     target: Target,
     edges: jax.Array,
-    floor: jax.Array,
+    floor: Scalar,
 ) -> Normal:
     """1 - cos^2 between the square roots of the broadened profiles.
 
@@ -142,10 +142,10 @@ def coarse_normal(
 def coarse_root(
     frame: Frame,
     v: Variables,
-    wavelength: jax.Array,
+    wavelength: Scalar,
     grid: jax.Array,
     edges: jax.Array,
-    floor: jax.Array,
+    floor: Scalar,
 ) -> jax.Array:
     """Square root of the broadened profile [n_bin] that `coarse_normal` compares."""
     two_theta, intensity = model.sticks(frame, v, wavelength)
@@ -156,7 +156,7 @@ def coarse_root(
 
 
 def fine_normal(
-    frame: Frame, v: Variables, wavelength: jax.Array, target: Target
+    frame: Frame, v: Variables, wavelength: Scalar, target: Target
 ) -> tuple[Normal, jax.Array]:
     """R_wp^2 = sum w (y - y_calc)^2 / sum w y^2, and scale and background [1 + n_term]."""
     s = model.sticks_with_derivatives(frame, v, wavelength)

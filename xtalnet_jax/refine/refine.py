@@ -114,9 +114,9 @@ def refine(
     crystals = _checked(crystals)
     observed = prepare.observe(pattern, settings.num_background)
     variants = [_free_variant(i, c) for i, c in enumerate(crystals)]
-    variants = _annealed(variants, observed, settings, settings.first_widths, FIRST_MARGIN)
+    variants = _annealed(variants, observed, settings, settings.first_widths, FIRST_MARGIN, 0)
     spread = [v for variant in variants for v in _with_symmetry(variant, settings)]
-    spread = _annealed(spread, observed, settings, settings.second_widths, SECOND_MARGIN)
+    spread = _annealed(spread, observed, settings, settings.second_widths, SECOND_MARGIN, 1)
     best = [
         min((v for v in spread if v.source == i), key=partial(_price, settings=settings))
         for i in range(len(crystals))
@@ -241,13 +241,18 @@ def _annealed(
     settings: RefineSettings,
     widths: Sequence[float],
     margin: float,
+    free_eta: int,
 ) -> list[_Variant]:
+    """Move variants through peaks of all widths; their Lorentzian share matters when narrow."""
     levels = prepare.make_levels(observed, widths, settings.bins, settings.floor)
     out = list(variants)
     for rows, trials, x in _chunks(variants, observed, settings, margin, settings.bins):
+        x[:, ETA], x[:, FWHM_TAN] = 0.1 * free_eta, 0.0
+        active = np.ones(x.shape[1], np.float32)
+        active[[LOG_FWHM, FWHM_TAN, B_ISO]], active[ETA] = 0, free_eta
         found = stages.anneal(
             trials, x, levels, np.float32(observed.pattern.wavelength), observed.edges,
-            np.float32(settings.floor), _strengths(settings), settings.steps,
+            np.float32(settings.floor), active, _strengths(settings), settings.steps,
         )  # fmt: skip
         moved = _moved(trials.frame, found.x)
         shift, misfit = np.asarray(found.x)[:, ZERO], np.asarray(found.misfit)[:, -1]

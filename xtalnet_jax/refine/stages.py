@@ -73,6 +73,7 @@ def anneal(
     wavelength: jax.Array,
     edges: jax.Array,
     floor: jax.Array,
+    active: jax.Array,
     strengths: Strengths,
     num_steps: int,
 ) -> Annealed:
@@ -85,6 +86,7 @@ def anneal(
         wavelength: angstrom.
         edges: [2] first and last measured angle.
         floor: offset under the square root, in units of the mean intensity.
+        active: [p] 1 for variables that move.
         strengths: restraints.
         num_steps: static.
     """
@@ -97,7 +99,6 @@ def anneal(
         limit = ones.at[CELL].set(strengths.step_cell).at[ZERO].set(0.1)
         limit = limit.at[COORD].set(strengths.step_coord)
         low, high = bounds(x)
-        active = ones.at[LOG_FWHM].set(0.0).at[B_ISO].set(0.0)
         restraints = Restraints(trial.closest, strengths.contact, inertia, rest)
 
         def level(carry, now):

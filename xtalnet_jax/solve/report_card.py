@@ -24,7 +24,7 @@ from xtalnet_jax.solve.output import writable_folder
 from xtalnet_jax.solve.solver import Solver
 
 KS = (1, 3, 5, 10, 20)
-RANKED_BY = "field"
+RANKED_BY = "strict"
 """Tolerance of the matches that the ranker learns to predict, see `evaluation.matching`."""
 
 
@@ -36,6 +36,7 @@ class Options(NamedTuple):
     pool: int = 1000
     seed: int = 0
     item_seed: int = 0
+    skip: int = 0
     refine: bool = True
     shuffled: bool = True
     fit_ranker: bool = False
@@ -52,7 +53,7 @@ def report(
     rows = []
     if options.pool:
         rows += _retrieval(solver, packed.select(np.sort(order[: options.pool])), name, start)
-    chosen = packed.select(order[: options.num_items])
+    chosen = packed.select(order[options.skip : options.skip + options.num_items])
     items = make_items(chosen)
     measured, solver = _generation(solver, items, name, options, out, start)
     rows += measured

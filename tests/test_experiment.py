@@ -1,0 +1,112 @@
+"""From a recipe to weights on disk: encoder taken over, resumed as if never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from configs import cpcp, flow
+from tests.solve import tiny
+from xtalnet_jax import experiment, tasks
+from xtalnet_jax.data.fixtures import load_set, textbook_set
+from xtalnet_jax.pretrained.weights import load_weights
+
+
+def recipe(module: Any, num_steps: int = 2, **train: Any) -> Any:
+    config = module.get_config("smoke")
+    config.train.update(
+        {"num_epochs": 0, "checkpoint_format": "npz", "tensorboard": False, **train}
+    )
+    config.train.optim.warmup_epochs = 0.0
+    config.train.num_steps = num_steps
+    return config
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cpcp")
+    experiment.run(recipe(cpcp), folder)
+    return folder
+
+
+def equal(a: Any, b: Any) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(x, y) for x, y in pairs)
+
+
+def test_weights_come_back_and_embed_alike(pretrained):
+    params, stored = load_weights(pretrained)
+    assert stored["task"] == "cpcp"
+    assert not equal(params, tiny.parameters(cpcp))  # it moved
+    config = recipe(cpcp)
+    example = tiny.example(cpcp)
+    first = tasks.make_embedder(config).crystals(params, example.crystals)
+    from ml_collections import ConfigDict
+
+    again = tasks.make_embedder(ConfigDict(stored)).crystals(params, example.crystals)
+    np.testing.assert_array_equal(first, again)
+    real = example.crystals.graph_mask
+    np.testing.assert_allclose(np.linalg.norm(first, axis=-1)[real], 1.0, atol=1e-5)
+
+
+def test_generator_takes_the_encoder_over(pretrained, tmp_path):
+    config = recipe(flow, freeze=("params/pxrd_encoder",))
+    config.init_from = str(pretrained)
+    params = experiment.run(config, tmp_path)
+    donor, _ = load_weights(pretrained)
+    name = "pxrd_encoder"
+    assert equal(params["params"][name], donor["params"][name])
+    saved, stored = load_weights(tmp_path)
+    assert equal(saved, params)
+    assert set(stored["lattice_stats"]) == {"mean", "std"}
+    assert (tmp_path / "metrics.jsonl").is_file()
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
+    config = recipe(cpcp, num_steps=3)
+    whole = experiment.run(config, tmp_path / "whole")
+    parts = tmp_path / "parts"
+    first = experiment.run(config, parts, stop_after_seconds=0.0)
+    assert not equal(first, whole)
+    for _ in range(3):
+        last = experiment.run(config, parts, stop_after_seconds=0.0)
+    assert equal(last, whole)
+    assert equal(load_weights(parts)[0], whole)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data.train", "nowhere.npz", "no packed set at nowhere.npz"),
+        ("init_from", "nowhere", "no weights at nowhere"),
+        ("data.num_atoms_buckets", (1,), "no crystal of at most 1 atoms"),
+        ("train.learning_rate", 1.0, "unknown training settings: learning_rate"),
+    ],
+)
+def test_unusable_recipe(tmp_path, field, value, message):
+    config = recipe(cpcp)
+    *groups, last = field.split(".")
+    group = config
+    for name in groups:
+        group = group[name]
+    group[last] = value
+    with pytest.raises(ValueError, match=message):
+        experiment.run(config, tmp_path)
+
+
+def test_textbook_set_is_in_standard_form():
+    from xtalnet_jax.crystals.reduction import standardise
+    from xtalnet_jax.data.standard import check_crystal
+
+    packed = textbook_set()
+    assert packed.num_crystals == 12
+    for k in range(packed.num_crystals):
+        crystal = packed.crystal(k)
+        check_crystal(crystal)
+        np.testing.assert_allclose(standardise(crystal).lattice, crystal.lattice, atol=1e-4)
+    assert (packed.lines_strength.max(1) == 1).all()
+    assert load_set("textbook", 4).num_atoms.max() == 4

@@ -303,7 +303,7 @@ def test_bad_input_is_refused():
 
 def test_too_many_species_show_as_nan():
     crystal = Crystal(np.array([3, 8, 26]), np.random.default_rng(0).random((3, 3)), np.eye(3) * 4)
-    found = simulate.reflections(stack_crystals([crystal]), (3, 3, 3), 0.6, num_species=2)
+    found = reflect(stack_crystals([crystal]), (3, 3, 3), 0.6, num_species=2)
     assert jnp.isnan(found.strength).any()
 
 

@@ -41,4 +41,7 @@ def fail(message: str) -> None:
 def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text:  # config_flags puts one into its message
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())

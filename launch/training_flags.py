@@ -12,8 +12,14 @@ FLAGS = flags.FLAGS
 
 def define(default_config: str, default_workdir: str) -> None:
     """Define ``--config``, ``--workdir`` and ``--stop_after``."""
+    # ml_collections would apply --config.x=y to a default while the flag is defined: it could not
+    # name fields that only the recipe asked for has, and a typing error would be a traceback.
+    if not any(a.lstrip("-").partition("=")[0] == "config" for a in sys.argv[1:]):
+        sys.argv.insert(1, f"--config={default_config}")
     config_flags.DEFINE_config_file(
-        "config", default_config, "recipe; fields are changed by --config.section.field=value"
+        "config",
+        None,
+        f"recipe; fields are changed by --config.section.field=value; without it {default_config}",
     )
     flags.DEFINE_string("workdir", default_workdir, "folder for checkpoints, metrics and weights")
     flags.DEFINE_float("stop_after", None, "stop with a checkpoint after so many seconds")

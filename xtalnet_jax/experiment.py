@@ -72,7 +72,7 @@ def run(
         stop_after_seconds=stop_after_seconds,
         count_fn=count_crystals,
         initialize=(lambda params: merge_params(donor, params).params) if donor else None,
-        record=config,
+        record=config.to_dict(),
     )
     params = jax.device_get(averaged_params(state))
     save_weights(Path(workdir) / "weights.safetensors", params, config.to_dict())

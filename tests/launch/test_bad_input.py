@@ -246,6 +246,15 @@ def test_training(call, tmp_path, monkeypatch, command, arguments, message):
     assert not list(tmp_path.glob("run/**/*.safetensors"))
 
 
+def test_fields_of_the_recipe_that_was_asked_for_can_be_changed(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    told = call(
+        "train", "--config=configs/ccsg.py:smoke", "--config.diffusion.num_steps=7",
+        "--config.data.train=nowhere.npz", f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert "no packed set at nowhere.npz" in told
+
+
 def test_training_folder_that_cannot_be_written(call, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "file").write_text("")

@@ -97,7 +97,7 @@ class Solver(NamedTuple):
             raise ValueError(f"num_candidates is {num_candidates}, expected at least 1")
         units = plausibility.formula_units(formula, z, self.max_atoms, known_cell)
         check_tabulated(atomic_numbers_from_formula(formula))
-        observe(pattern, 0)  # complains now, not after the candidates were drawn
+        observe(pattern, 1)  # complains now, not after the candidates were drawn
 
         start = clock()
         peaks = self.peaks_of([pattern])

@@ -26,6 +26,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("item_seed", 0, "of the choice of crystals")
     flags.DEFINE_integer("skip", 0, "crystals of that order to leave out first")
     flags.DEFINE_bool("refine", True, "refine candidates before ranking")
+    flags.DEFINE_bool("profile", True, "compare candidates with the profile; --noprofile is fast")
     flags.DEFINE_bool("shuffled", True, "also run the control with permuted patterns")
     flags.DEFINE_bool("fit_ranker", False, "fit the ranker to these items: OUT/ranker.json")
     flags.DEFINE_integer("workers", 2, "processes that compare structures")
@@ -54,6 +55,7 @@ def main() -> None:
         item_seed=FLAGS.item_seed,
         skip=FLAGS.skip,
         refine=FLAGS.refine,
+        profile=FLAGS.profile,
         shuffled=FLAGS.shuffled,
         fit_ranker=FLAGS.fit_ranker,
         workers=FLAGS.workers,

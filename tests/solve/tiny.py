@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from configs import cpcp, flow
@@ -33,7 +34,8 @@ def recipe(module: Any) -> Any:
 @lru_cache
 def example(module: Any) -> Any:
     """The first batch of the smoke recipe: padded to 4 atoms, with empty crystals at the end."""
-    return experiment.batches(recipe(module), textbook_set(), shuffle=False).batch(0)
+    batch = experiment.batches(recipe(module), textbook_set(), shuffle=False).batch(0)
+    return jax.tree.map(jnp.asarray, batch)
 
 
 @lru_cache

@@ -53,6 +53,7 @@ def assess(
     path: str | Path,
     num_candidates: int = 20,
     refine: bool = True,
+    profile: bool = True,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Assessed]:
@@ -64,6 +65,8 @@ def assess(
         path: record file; items found in it are not solved again.
         num_candidates: drawn per item.
         refine: fit every candidate to the pattern.
+        profile: compare candidates with the profile at all; without, their only description is the
+            similarity, which is fast.
         seed: of the generator; item i draws with its own key.
         progress: called with the numbers of items done and to do.
 
@@ -79,6 +82,7 @@ def assess(
     asked = {
         "num_candidates": num_candidates,
         "refine": refine,
+        "profile": profile,
         "seed": seed,
         "weights": solver.name,
     }
@@ -88,7 +92,7 @@ def assess(
         for i, item in enumerate(items):
             if item.id not in done:
                 key = jax.random.fold_in(jax.random.key(seed), i)
-                found = _assess_one(solver, item, key, num_candidates, refine)
+                found = _assess_one(solver, item, key, num_candidates, refine, profile)
                 line = json.dumps({**asked, **_to_json(found)})
                 file.write(line + "\n")
                 file.flush()
@@ -99,14 +103,22 @@ def assess(
 
 
 def _assess_one(
-    solver: Solver, item: Item, key: jax.Array, num_candidates: int, refine: bool
+    solver: Solver,
+    item: Item,
+    key: jax.Array,
+    num_candidates: int,
+    refine: bool,
+    profile: bool,
 ) -> Assessed:
     start = time.perf_counter()
     peaks = solver.peaks_of([item.pattern])
     numbers = np.sort(item.truth.atomic_numbers)
     proposals = solver.propose(key, peaks, numbers, num_candidates)
     generated = time.perf_counter()
-    fit = solver.fit(proposals, item.pattern, peaks, refine)
+    if profile:
+        fit = solver.fit(proposals, item.pattern, peaks, refine)
+    else:
+        fit = solver.unfitted(proposals, peaks)
     fitted = time.perf_counter()
     features = features_of(fit)
     seconds = {

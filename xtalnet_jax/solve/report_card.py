@@ -38,6 +38,7 @@ class Options(NamedTuple):
     item_seed: int = 0
     skip: int = 0
     refine: bool = True
+    profile: bool = True
     shuffled: bool = True
     fit_ranker: bool = False
     workers: int = 2
@@ -97,15 +98,15 @@ def _generation(
     control: str = "",
 ) -> tuple[list[tables.ResultRow], Solver]:
     """Return the rows of the table, and the solver with its ranker fitted if that was asked."""
-    kind = "refined" if options.refine else "raw"
+    kind = ("refined" if options.refine else "raw") if options.profile else "generated"
     assessed = assess.assess(
         solver, items, out / f"{kind}.jsonl", options.num_candidates, options.refine,
-        options.seed, _progress(control or kind),
+        options.profile, options.seed, _progress(control or kind),
     )  # fmt: skip
     records = assess.match(items, assessed, out / f"{kind}_matches.jsonl", options.workers)
     features = np.concatenate([a.features for a in assessed])
     matched = assess.matched_flags(assessed, records, RANKED_BY)
-    if options.fit_ranker:
+    if options.fit_ranker and options.profile:
         fitted = ranking.fit_ranker(features, matched)
         solver = solver._replace(rankers={**solver.rankers, kind: fitted})
         ranking.save_rankers(out / "ranker.json", solver.rankers)
@@ -113,21 +114,25 @@ def _generation(
     provenance = tables.collect_provenance(time.perf_counter() - start)
     ks = [k for k in KS if k <= options.num_candidates]
     for tolerance, limits in TOLERANCES.items():
-        by_ranker = assess.ranked_attempts(assessed, records, solver.rankers[kind], tolerance)
         by_similarity = assess.similarity_attempts(assessed, records, tolerance)
         stated = f"{tolerance}: stol {limits.stol}, angle {limits.angle_tol}, ltol {limits.ltol}"
         given = "pattern, composition, Z"
-        for how, attempts, order in (
-            (f"{kind}, calibrated ranker", by_ranker, "ranked"),
+        ways = [
             (f"{kind}, CPCP similarity", by_similarity, "ranked"),
             (f"{kind}, random order", by_similarity, "random"),
-        ):
+        ]
+        if options.profile:
+            ranker = solver.rankers[kind]
+            by_ranker = assess.ranked_attempts(assessed, records, ranker, tolerance)
+            ways.insert(0, (f"{kind}, calibrated ranker", by_ranker, "ranked"))
+        for how, attempts, order in ways:
             setting = tables.Setting(
                 f"{solver.name}, {how}", name, given, options.num_candidates, stated, control
             )
             found = match_at_k(attempts, ks, order)
             rows += tables.generation_rows(found, setting, provenance)
-    _say_calibration(solver.rankers[kind].confidence(features), matched, control or kind)
+    if options.profile:
+        _say_calibration(solver.rankers[kind].confidence(features), matched, control or kind)
     return rows, solver
 
 

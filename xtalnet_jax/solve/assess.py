@@ -120,7 +120,7 @@ def _assess_one(
     else:
         fit = solver.unfitted(proposals, peaks)
     fitted = time.perf_counter()
-    features = features_of(fit)
+    features = features_of(fit, merge=profile)
     seconds = {
         "generate": generated - start,
         "refine": fitted - generated,

@@ -264,9 +264,13 @@ class Features(NamedTuple):
     group: np.ndarray  # [n] int, equal for candidates that are the same structure
 
 
-def features_of(fit: Fit) -> Features:
-    """Compute what the ranker looks at, see `ranking.feature_matrix`."""
-    group = plausibility.group_equal(fit.crystals, fit.cosine)
+def features_of(fit: Fit, merge: bool = True) -> Features:
+    """Compute what the ranker looks at, see `ranking.feature_matrix`.
+
+    Without ``merge`` every candidate counts as a structure of its own, which saves comparing them.
+    """
+    every = np.arange(len(fit.crystals))
+    group = plausibility.group_equal(fit.crystals, fit.cosine) if merge else every
     votes = np.array([(group == g).mean() for g in group])
     contact = np.array([plausibility.shortest_contact(c) for c in fit.crystals])
     sizes = np.array([len(c.atomic_numbers) for c in fit.crystals])

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tests.data import cases
+from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.data import packed as packed_sets
 from xtalnet_jax.data import packing
 from xtalnet_jax.data.packing import pack, pack_file
 from xtalnet_jax.data.sources import open_source
-from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.pxrd.simulate import lines_of
 
 OPTIONS = {"num_lines": 32, "inv_d_max": 0.5}

@@ -49,9 +49,9 @@ class CrystalBatch(NamedTuple):
     n x n block. `graph.to_graphs` gives the same batch as a ``jraph.GraphsTuple``.
     """
 
-    atomic_numbers: jax.Array  # [n_graph, n_node] int32, 0 where padded
-    frac_coords: jax.Array  # [n_graph, n_node, 3]
-    lattice: jax.Array  # [n_graph, 3, 3] angstrom; identity for a padded crystal
+    atomic_numbers: Any  # [n_graph, n_node] int32, 0 where padded
+    frac_coords: Any  # [n_graph, n_node, 3]
+    lattice: Any  # [n_graph, 3, 3] angstrom; identity for a padded crystal
 
     @property
     def node_mask(self) -> jax.Array:

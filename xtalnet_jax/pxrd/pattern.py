@@ -44,10 +44,10 @@ class PeakBatch(NamedTuple):
     2-theta grid for the reference's position table.
     """
 
-    position: jax.Array  # [n_graph, n_peak] 1/angstrom (or grid index); 0 where padded
-    intensity: jax.Array  # [n_graph, n_peak] 0..1, the strongest is 1; 0 where padded
-    mask: jax.Array  # [n_graph, n_peak] bool, True = real peak
-    measured: jax.Array  # [n_graph, 2] first and last measured 1/d, 1/angstrom
+    position: Any  # [n_graph, n_peak] 1/angstrom (or grid index); 0 where padded
+    intensity: Any  # [n_graph, n_peak] 0..1, the strongest is 1; 0 where padded
+    mask: Any  # [n_graph, n_peak] bool, True = real peak
+    measured: Any  # [n_graph, 2] first and last measured 1/d, 1/angstrom
 
 
 class Lines(NamedTuple):
@@ -57,8 +57,8 @@ class Lines(NamedTuple):
     factor and no cut in angle is contained.
     """
 
-    inv_d: jax.Array  # [n_graph, n_line] 1/d = 2 sin(theta)/lambda in 1/angstrom; 0 where padded
-    strength: jax.Array  # [n_graph, n_line] multiplicity * |F|^2, the strongest is 1; 0 where padded
+    inv_d: Any  # [n_graph, n_line] 1/d = 2 sin(theta)/lambda in 1/angstrom; 0 where padded
+    strength: Any  # [n_graph, n_line] multiplicity * |F|^2, the strongest is 1; 0 where padded
 
 
 def inv_d_from_two_theta(two_theta_deg: Any, wavelength: Any) -> Any:

@@ -20,7 +20,7 @@ class State(NamedTuple):
     damping: jax.Array  # []
 
 
-def init(x: jax.Array, damping: float = 1e-2) -> State:
+def init(x: jax.Array, damping: jax.Array | float = 1e-2) -> State:
     """Start at ``x``; the first step only evaluates it."""
     p = x.shape[0]
     zero = jnp.zeros((), x.dtype)

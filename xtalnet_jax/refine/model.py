@@ -8,7 +8,7 @@ matrix product for the coordinates do, whatever the number of atoms.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +26,14 @@ class Frame(NamedTuple):
     atoms by ``frac + coord_basis @ coord``. Directions that symmetry forbids are zero columns.
     """
 
-    species: jax.Array  # [n_species] int32 different elements, 0 where padded
-    one_hot: jax.Array  # [n_node, n_species] which element an atom is; zero row = padding
-    frac_coords: jax.Array  # [n_node, 3]
-    lattice: jax.Array  # [3, 3] angstrom
-    hkl: jax.Array  # [n_hkl, 3] float, 000 where padded
-    multiplicity: jax.Array  # [n_hkl] number of reflections that this one stands for
-    cell_basis: jax.Array  # [6, 6] Voigt strain (xx, yy, zz, yz, xz, xy) of each variable
-    coord_basis: jax.Array  # [n_node, 3, n_coord] fractional displacement by 1 angstrom
+    species: Any  # [n_species] int32 different elements, 0 where padded
+    one_hot: Any  # [n_node, n_species] which element an atom is; zero row = padding
+    frac_coords: Any  # [n_node, 3]
+    lattice: Any  # [3, 3] angstrom
+    hkl: Any  # [n_hkl, 3] float, 000 where padded
+    multiplicity: Any  # [n_hkl] number of reflections that this one stands for
+    cell_basis: Any  # [6, 6] Voigt strain (xx, yy, zz, yz, xz, xy) of each variable
+    coord_basis: Any  # [n_node, 3, n_coord] fractional displacement by 1 angstrom
 
 
 class Variables(NamedTuple):
@@ -91,8 +91,8 @@ def moved_coords(frame: Frame, coord: jax.Array) -> jax.Array:
 
 def sticks(frame: Frame, v: Variables, wavelength: Scalar) -> tuple[jax.Array, jax.Array]:
     """Two-theta (degrees, [n_hkl]) and intensity of every reflection; padding has intensity 0."""
-    sums = _phase_sums(frame, moved_coords(frame, v.coord))[:2]
-    return _placed(frame, _spacings(frame, v.cell), v.b_iso, *sums, wavelength)
+    real, imag, _, _ = _phase_sums(frame, moved_coords(frame, v.coord))
+    return _placed(frame, _spacings(frame, v.cell), v.b_iso, real, imag, wavelength)
 
 
 def sticks_with_derivatives(frame: Frame, v: Variables, wavelength: Scalar) -> Sticks:

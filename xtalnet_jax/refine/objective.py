@@ -9,7 +9,7 @@ their distance, and nothing moves far without a reason.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +35,10 @@ class Normal(NamedTuple):
 class Target(NamedTuple):
     """One observed pattern on a regular grid."""
 
-    two_theta: jax.Array  # [n_bin] degrees
-    profile: jax.Array  # [n_bin] coarse: unit vector of square roots; fine: intensity
-    weight: jax.Array  # [n_bin] coarse: 1 inside the range; fine: 1/sigma, 0 outside
-    background: jax.Array  # [n_bin, n_term] columns of the linear background; n_term may be 0
+    two_theta: Any  # [n_bin] degrees
+    profile: Any  # [n_bin] coarse: unit vector of square roots; fine: intensity
+    weight: Any  # [n_bin] coarse: 1 inside the range; fine: 1/sigma, 0 outside
+    background: Any  # [n_bin, n_term] columns of the linear background; n_term may be 0
 
 
 class Restraints(NamedTuple):

@@ -42,6 +42,7 @@ class Observed(NamedTuple):
     inv_d_max: float
     fwhm: float  # typical width of a peak, degrees
     unit: float  # intensity that is 1 in ``target``
+    smear: float  # degrees^2 added to FWHM^2 by the averaging over bins in ``target``
 
 
 def observe(pattern: Pattern, num_background: int) -> Observed:
@@ -91,6 +92,8 @@ def observe(pattern: Pattern, num_background: int) -> Observed:
         float(inv_d_from_two_theta(x[-1], pattern.wavelength)),
         typical_fwhm(net),
         1 / scale,
+        # A box of width w has the variance w^2/12; FWHM^2 = 8 ln 2 variance.
+        8 * np.log(2) / 12 * step**2 if step > 1.5 * float(np.median(np.diff(x))) else 0.0,
     )
 
 
@@ -147,7 +150,8 @@ def make_levels(
     floor: float,
 ) -> Levels:
     """Square-root profiles at several widths; peaks of the pattern's own width are allowed for."""
-    grid = np.linspace(*observed.edges, num_bins)
+    first, last = observed.edges
+    grid = np.linspace(first, last, num_bins)
     least = 2.0 * (grid[1] - grid[0])
     fwhm, rows = [], []
     for width in widths:

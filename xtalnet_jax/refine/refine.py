@@ -113,6 +113,8 @@ def refine(
     """
     crystals = _checked(crystals)
     observed = prepare.observe(pattern, settings.num_background)
+    if not crystals:
+        return []
     variants = [_free_variant(i, c) for i, c in enumerate(crystals)]
     variants = _annealed(variants, observed, settings, settings.first_widths, FIRST_MARGIN, 0)
     spread = [v for variant in variants for v in _with_symmetry(variant, settings)]
@@ -278,7 +280,7 @@ def _moved_arrays(frame: model.Frame, x: jax.Array) -> tuple[jax.Array, jax.Arra
     )
 
 
-def _moved(frame: model.Frame, x: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+def _moved(frame: model.Frame, x: Any) -> tuple[np.ndarray, np.ndarray]:
     lattice, frac = _moved_arrays(frame, x)
     return np.asarray(lattice, float), np.asarray(frac, float)
 
@@ -298,6 +300,7 @@ def _profile_fits(
             trials, x, observed.target, wavelength,
             _schedule(x.shape[1], settings.profile_steps, free), _strengths(settings),
         )  # fmt: skip
+        fitted = fitted._replace(x=_unsmeared(fitted.x, observed.smear))
         host = jax.tree.map(np.asarray, fitted)
         lattice, frac = _moved(trials.frame, fitted.x)
         curves = np.asarray(_curves(trials.frame, fitted.x, grid, wavelength), float)
@@ -311,6 +314,14 @@ def _profile_fits(
                 v, host, k, curves[k], float(cosine[k]), cells[k], cell_esd[k], observed
             )
     return out
+
+
+def _unsmeared(x: Any, smear: float) -> np.ndarray:
+    """Take the averaging over bins off the width; x is [n_trial, p]."""
+    x = np.array(x)
+    square = np.exp(2 * x[:, LOG_FWHM])
+    x[:, LOG_FWHM] = 0.5 * np.log(np.maximum(square - smear, 0.25 * square))
+    return x
 
 
 def _schedule(p: int, steps: int, free: bool) -> np.ndarray:
@@ -348,7 +359,7 @@ def _cosines(
     return jax.lax.map(one, (frame, x))
 
 
-def _cov(fitted: stages.Fitted) -> tuple[jax.Array, jax.Array]:
+def _cov(fitted: stages.Fitted) -> tuple[Any, Any]:
     return fitted.x[:, CELL], fitted.covariance[:, CELL, CELL]
 
 
@@ -384,7 +395,7 @@ def _result(
     scale, background = fitted.linear[k, 0] * observed.unit, fitted.linear[k, 1:] * observed.unit
     u = np.interp(pattern.two_theta, observed.edges.astype(float), [-1.0, 1.0])
     below = np.polynomial.chebyshev.chebval(u, background) if len(background) else 0.0
-    calculated = pattern._replace(intensity=scale * curve + below, sigma=None, meta={})
+    calculated = pattern._replace(intensity=np.asarray(scale * curve + below), sigma=None, meta={})
     esd = np.sqrt(np.maximum(np.diagonal(fitted.covariance[k]), 0.0))
     # d FWHM = FWHM d log FWHM
     uncertain = {
@@ -409,5 +420,5 @@ def _result(
         cell=cell,
         cell_esd=cell_esd,
         esd={name: float(value) for name, value in uncertain.items()},
-        trajectory=fitted.trajectory[k],
+        trajectory=np.asarray(fitted.trajectory[k]),
     )

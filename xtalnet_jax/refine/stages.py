@@ -8,7 +8,7 @@ narrow; `fit_profile` is the weighted profile refinement at the end. Both are sc
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,27 +25,27 @@ class Trials(NamedTuple):
     """A chunk of candidates on the device; leading axis n_trial everywhere."""
 
     frame: Frame
-    closest: jax.Array  # [n_trial, n_node, n_node] shortest allowed distances, angstrom
-    num_atoms: jax.Array  # [n_trial] float
+    closest: Any  # [n_trial, n_node, n_node] shortest allowed distances, angstrom
+    num_atoms: Any  # [n_trial] float
 
 
 class Levels(NamedTuple):
     """What `anneal` fits, level after level, from wide peaks to narrow ones."""
 
-    two_theta: jax.Array  # [n_bin] degrees
-    profile: jax.Array  # [n_level, n_bin] unit vectors: square roots of the broadened pattern
-    fwhm: jax.Array  # [n_level] degrees
+    two_theta: Any  # [n_bin] degrees
+    profile: Any  # [n_level, n_bin] unit vectors: square roots of the broadened pattern
+    fwhm: Any  # [n_level] degrees
 
 
 class Strengths(NamedTuple):
     """Restraints and step limits, see `RefineSettings` for their meaning."""
 
-    contact: jax.Array
-    cell: jax.Array
-    coord: jax.Array
-    zero: jax.Array
-    step_cell: jax.Array
-    step_coord: jax.Array
+    contact: Any
+    cell: Any
+    coord: Any
+    zero: Any
+    step_cell: Any
+    step_coord: Any
 
 
 class Annealed(NamedTuple):

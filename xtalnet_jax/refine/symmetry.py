@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def find_operations(crystal: Crystal, symprec: float) -> Operations | None:
     """Space-group operations at a tolerance (spglib), or None where there is no consistent set."""
     import spglib
 
-    cell = (
+    cell: Any = (
         np.asarray(crystal.lattice, float),
         np.asarray(crystal.frac_coords, float),
         np.asarray(crystal.atomic_numbers, int),

@@ -224,7 +224,8 @@ class Solver(NamedTuple):
         """Describe candidates without looking at the profile: cosine 0 and R_wp 1 for each."""
         vector = np.asarray(self.embedder.patterns(self.embedder_params, peaks))[0]
         zero = np.zeros(len(crystals))
-        return Fit(crystals, zero + 1, zero, self.embed_crystals(crystals) @ vector, zero, zero, [])
+        similarity = self.embed_crystals(crystals) @ vector if crystals else zero
+        return Fit(crystals, zero + 1, zero, similarity, zero, zero, [])
 
     def rank(self, fit: Fit, ranker: str, space_group: str | None = None) -> list[Candidate]:
         """Merge equal structures and order them by confidence."""

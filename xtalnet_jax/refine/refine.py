@@ -4,7 +4,7 @@
    annealed from wide to narrow.
 2. Symmetries that the moved candidates nearly have are imposed; each symmetrised copy and the
    candidate itself are annealed on with their own freedom, and the best explanation is kept, where
-   free coordinates must earn their number.
+   free coordinates must earn their number. Then once more, if that one is nearly more symmetric.
 3. Profile refinement of that one: cell, coordinates, zero shift, peak shape, B, scale, background.
 """
 
@@ -32,10 +32,10 @@ class RefineSettings(NamedTuple):
     Restraints are costs in the units of the misfits, 1 - cos^2 and R_wp^2.
     """
 
-    first_widths: tuple[float, ...] = (4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5)  # degrees
-    second_widths: tuple[float, ...] = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25)
-    steps: int = 5  # evaluations per width
-    bins: int = 768  # points of the grid of both rounds
+    first_widths: tuple[float, ...] = (4.0, 2.6, 1.7, 1.1, 0.75, 0.5)  # degrees
+    second_widths: tuple[float, ...] = (0.9, 0.7, 0.55, 0.45, 0.38, 0.33)
+    steps: int = 4  # evaluations per width
+    bins: int = 512  # points of the grid of both rounds
     profile_steps: int = 12
     num_background: int = 6  # Chebyshev terms of the profile refinement
     floor: float = 0.02  # under the square root, in units of the mean intensity
@@ -117,12 +117,16 @@ def refine(
         return []
     variants = [_free_variant(i, c) for i, c in enumerate(crystals)]
     variants = _annealed(variants, observed, settings, settings.first_widths, FIRST_MARGIN, 0)
-    spread = [v for variant in variants for v in _with_symmetry(variant, settings)]
-    spread = _annealed(spread, observed, settings, settings.second_widths, SECOND_MARGIN, 1)
-    best = [
-        min((v for v in spread if v.source == i), key=partial(_price, settings=settings))
-        for i in range(len(crystals))
-    ]
+    best, own = variants, [v._replace(misfit=np.inf) for v in variants]
+    for extra in (own, []):
+        # The second time, moved atoms may show a symmetry that was hidden before.
+        copies = [c for v in best for c in _symmetric_copies(v, settings)] + extra
+        copies = _annealed(copies, observed, settings, settings.second_widths, SECOND_MARGIN, 1)
+        pool = copies if extra else [*best, *copies]
+        best = [
+            min((v for v in pool if v.source == i), key=partial(_price, settings=settings))
+            for i in range(len(crystals))
+        ]
     results = _profile_fits(best, observed, settings, free=True)
     return [
         r._replace(moved=displacement(before, r.crystal)) for before, r in zip(crystals, results)
@@ -182,13 +186,14 @@ def _free_variant(i: int, crystal: Crystal) -> _Variant:
     return _Variant(i, crystal, operations, symmetry.freedom(crystal, operations))
 
 
-def _with_symmetry(variant: _Variant, settings: RefineSettings) -> list[_Variant]:
-    found = symmetry.symmetrize(variant.crystal, settings.symprecs)[: settings.max_variants]
-    symmetric = [
-        variant._replace(crystal=c, operations=o, freedom=symmetry.freedom(c, o)) for c, o in found
+def _symmetric_copies(variant: _Variant, settings: RefineSettings) -> list[_Variant]:
+    """Copies on the highest symmetries that are nearly there, above the variant's own."""
+    found = symmetry.symmetrize(variant.crystal, settings.symprecs)
+    order = len(variant.operations.rotations)
+    return [
+        variant._replace(crystal=c, operations=o, freedom=symmetry.freedom(c, o))
+        for c, o in [f for f in found if len(f[1].rotations) > order][: settings.max_variants]
     ]
-    own = variant._replace(freedom=symmetry.freedom(variant.crystal, variant.operations))
-    return [*symmetric, own]
 
 
 def _price(variant: _Variant, settings: RefineSettings) -> float:
@@ -246,6 +251,8 @@ def _annealed(
     free_eta: int,
 ) -> list[_Variant]:
     """Move variants through peaks of all widths; their Lorentzian share matters when narrow."""
+    if not variants:
+        return []
     levels = prepare.make_levels(observed, widths, settings.bins, settings.floor)
     out = list(variants)
     for rows, trials, x in _chunks(variants, observed, settings, margin, settings.bins):

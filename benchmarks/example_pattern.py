@@ -1,7 +1,7 @@
 """Make the bundled example: ``python -m benchmarks.example_pattern``.
 
-A scan of rutile as a laboratory diffractometer would give it, with 3,000 counts in the strongest
-peak above a background of some 10 %.
+A scan of KTaO3 as a laboratory diffractometer would give it, with 3,000 counts in the strongest
+peak above a background of 10 to 20 %.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COUNTS = 3000.0
 
 def main() -> None:
     """Simulate, add counting noise, write the pattern and the structure."""
-    crystal = textbook_crystals()["rutile"]
+    crystal = textbook_crystals()["potassium_tantalate"]
     instrument = Instrument(
         u=0.01,
         v=-0.004,
@@ -30,16 +30,16 @@ def main() -> None:
         displacement=-0.015,
         kalpha2_ratio=0.5,
         texture=0.92,
-        texture_axis=(1, 1, 0),
+        texture_axis=(0, 0, 1),
         b_iso=0.5,
         background=(11.0, -6.0, 2.5, -0.8),
     )
-    ideal = simulate_pattern(crystal, WAVELENGTH, (15.0, 85.0), 0.02, instrument)
+    ideal = simulate_pattern(crystal, WAVELENGTH, (10.0, 90.0), 0.02, instrument)
     mean = np.maximum(ideal.intensity, 0.1) * COUNTS / 100.0
     counts = np.random.default_rng(7).poisson(mean).astype(float)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    save_pattern(ideal._replace(intensity=counts), FOLDER / "rutile.xy")
-    crystal.to_structure().to(filename=str(FOLDER / "rutile.cif"), fmt="cif")
+    save_pattern(ideal._replace(intensity=counts), FOLDER / "potassium_tantalate.xy")
+    crystal.to_structure().to(filename=str(FOLDER / "potassium_tantalate.cif"), fmt="cif")
 
 
 if __name__ == "__main__":

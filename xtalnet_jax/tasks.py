@@ -26,7 +26,13 @@ from xtalnet_jax.diffusion.schedules import make_schedules
 from xtalnet_jax.models.ccsg import CCSG, Condition, FlowCCSG
 from xtalnet_jax.models.cpcp import CPCP
 from xtalnet_jax.pxrd.augment import Effects, peaks_from_lines
-from xtalnet_jax.pxrd.pattern import CU_KALPHA, Lines, PeakBatch, two_theta_from_inv_d
+from xtalnet_jax.pxrd.pattern import (
+    CU_KALPHA,
+    Lines,
+    PeakBatch,
+    inv_d_from_two_theta,
+    two_theta_from_inv_d,
+)
 from xtalnet_jax.training.task import Task
 from xtalnet_jax.types import DenoiseFn, Params
 
@@ -97,7 +103,7 @@ def measure(config: ConfigDict, key: jax.Array | None, lines: Lines, effects: Ef
 def to_form(peaks: PeakBatch, config: ConfigDict) -> PeakBatch:
     """Express positions (1/d) as the recipe's encoder wants them, dropping what it cannot see."""
     if config.pattern.form == "inv_d":
-        return peaks
+        return _within_trained_range(peaks, effects_from_config(config.pattern))
     angle = two_theta_from_inv_d(jnp.asarray(peaks.position), CU_KALPHA)
     index = jnp.round((angle - GRID_START) / GRID_STEP)
     mask = peaks.mask & (index >= 0) & (index < GRID_SIZE)
@@ -105,6 +111,28 @@ def to_form(peaks: PeakBatch, config: ConfigDict) -> PeakBatch:
         position=jnp.where(mask, index, 0.0),
         intensity=jnp.where(mask, peaks.intensity, 0.0),
         mask=mask,
+    )
+
+
+def _within_trained_range(peaks: PeakBatch, effects: Effects) -> PeakBatch:
+    """Hide from an encoder that was trained on one range of 1/d that others exist.
+
+    It has learned nothing from the measured range, which never varied, and misreads any other one:
+    it is told the range it knows, and peaks outside are dropped. An encoder trained on varied
+    ranges or wavelengths gets the peaks as they are.
+    """
+    fixed = effects.start[0] == effects.start[1] and effects.end[0] == effects.end[1]
+    if not fixed or len(effects.radiations) > 1:
+        return peaks
+    edges = np.array([effects.start[0], effects.end[0]], np.float32)
+    low, high = inv_d_from_two_theta(edges, effects.radiations[0][0])
+    mask = peaks.mask & (peaks.position >= low) & (peaks.position <= high)
+    measured = jnp.stack([jnp.full(len(mask), low), jnp.full(len(mask), high)], -1)
+    return PeakBatch(
+        jnp.where(mask, peaks.position, 0.0),
+        jnp.where(mask, peaks.intensity, 0.0),
+        mask,
+        measured.astype(jnp.result_type(peaks.position)),
     )
 
 
@@ -161,7 +189,7 @@ def cpcp_task(config: ConfigDict) -> Task:
 
 def make_embedder(config: ConfigDict) -> Embedder:
     """Return the two towers as jitted functions of the parameters."""
-    model = cpcp_model(config)
+    model: Any = cpcp_model(config)  # flax's apply is typed as if it might return variables
 
     @jax.jit
     def patterns(params: Params, peaks: PeakBatch) -> jax.Array:
@@ -246,7 +274,7 @@ def flow_model(config: ConfigDict) -> FlowCCSG:
 
 def make_generator(config: ConfigDict) -> Generator:
     """Return condition and sampler of a ``ccsg`` or ``flow`` recipe as jitted functions."""
-    model = flow_model(config) if config.task == "flow" else CCSG(**_fields(config.model))
+    model: Any = flow_model(config) if config.task == "flow" else CCSG(**_fields(config.model))
 
     @jax.jit
     def condition(params: Params, peaks: PeakBatch) -> Condition:
@@ -278,7 +306,7 @@ def make_generator(config: ConfigDict) -> Generator:
 
 
 def _bind(
-    model: CCSG | FlowCCSG,
+    model: Any,
     params: Params,
     condition: Condition,
     crystals: CrystalBatch,

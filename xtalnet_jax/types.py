@@ -33,7 +33,7 @@ class DenoiseFn(Protocol):
     """
 
     def __call__(
-        self, frac_coords: jax.Array, lattice: jax.Array, t: jax.Array
+        self, frac_coords: jax.Array, lattice: jax.Array, t: jax.Array, /
     ) -> tuple[jax.Array, jax.Array]:
         """Map [n_graph, n_node, 3], lattice state [n_graph, ...], t [n_graph] to coord, lattice."""
         ...

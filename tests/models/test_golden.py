@@ -145,8 +145,12 @@ def _layer_outputs(model, params, *args):
     def is_layer(module, _):
         return isinstance(module, CSPLayer | EncoderLayer)
 
-    _, state = model.apply(params, *args, capture_intermediates=is_layer, mutable=["intermediates"])
-    return state["intermediates"]
+    @jax.jit
+    def compute(params, *args):
+        keep = {"capture_intermediates": is_layer, "mutable": ["intermediates"]}
+        return model.apply(params, *args, **keep)[1]["intermediates"]
+
+    return compute(params, *args)
 
 
 @pytest.mark.parametrize("batch_name", ["small", "large"])

@@ -114,7 +114,8 @@ class VectorIndex(NamedTuple):
         padded = np.zeros((1 << (len(queries) - 1).bit_length(), queries.shape[1]), np.float32)
         padded[: len(queries)] = queries
         found = _top_k(self.blocks, jnp.asarray(padded), len(self.ids), k)
-        return tuple(np.asarray(x)[: len(queries)] for x in found)
+        scores, indices = (np.asarray(x)[: len(queries)] for x in found)
+        return scores, indices
 
     def save(self, path: str | Path) -> None:
         """Write one ``.npz`` file; it is complete or not there, even if the process dies.

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 
@@ -46,7 +45,8 @@ class CrystalBatch(NamedTuple):
     """Crystals padded to one number of atoms; a padded atom has atomic number 0.
 
     The dense form is the one every hot path uses: a fully connected graph over n atoms is a dense
-    n x n block. `graph.to_graphs` gives the same batch as a ``jraph.GraphsTuple``.
+    n x n block. `graph.to_graphs` gives the same batch as a ``jraph.GraphsTuple``. Fields are
+    NumPy arrays on the host, JAX arrays on the device.
     """
 
     atomic_numbers: Any  # [n_graph, n_node] int32, 0 where padded
@@ -54,17 +54,17 @@ class CrystalBatch(NamedTuple):
     lattice: Any  # [n_graph, 3, 3] angstrom; identity for a padded crystal
 
     @property
-    def node_mask(self) -> jax.Array:
+    def node_mask(self) -> Any:
         """[n_graph, n_node] bool, True for a real atom."""
         return self.atomic_numbers > 0
 
     @property
-    def graph_mask(self) -> jax.Array:
+    def graph_mask(self) -> Any:
         """[n_graph] bool, True for a real crystal."""
         return (self.atomic_numbers > 0).any(-1)
 
     @property
-    def num_atoms(self) -> jax.Array:
+    def num_atoms(self) -> Any:
         """[n_graph] int, number of real atoms."""
         return (self.atomic_numbers > 0).sum(-1)
 

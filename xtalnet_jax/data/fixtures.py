@@ -66,6 +66,10 @@ def textbook_crystals() -> dict[str, Crystal]:
             (3.905,) * 3 + (90,) * 3,
             "Sr 0 0 0; Ti 1/2 1/2 1/2; O 1/2 1/2 0; O 1/2 0 1/2; O 0 1/2 1/2",
         ),
+        "potassium_tantalate": _crystal(
+            (3.989,) * 3 + (90,) * 3,
+            "K 0 0 0; Ta 1/2 1/2 1/2; O 1/2 1/2 0; O 1/2 0 1/2; O 0 1/2 1/2",
+        ),
         "magnesium_diboride": _crystal(
             (3.086, 3.086, 3.524, 90, 90, 120), "Mg 0 0 0; B 1/3 2/3 1/2; B 2/3 1/3 1/2"
         ),

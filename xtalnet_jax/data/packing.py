@@ -168,9 +168,9 @@ def pack_records(
             good.append(record._replace(crystal=crystal, pattern=None, peaks=peaks))
     crystals = [record.crystal for record in good]
     own = [record.peaks for record in good]
-    peaks = _stack_peaks(own, options.num_peaks) if any(own) else None
+    stacked = _stack_peaks(own, options.num_peaks) if any(own) else None
     ids = [record.id for record in good]
-    return packed_sets.from_crystals(ids, crystals, _lines(crystals, options), peaks), bad
+    return packed_sets.from_crystals(ids, crystals, _lines(crystals, options), stacked), bad
 
 
 def _lines(crystals: list[Crystal], options: PackOptions) -> tuple[np.ndarray, np.ndarray]:
@@ -198,7 +198,9 @@ def _own_peaks(record: Record) -> OwnPeaks | None:
     return OwnPeaks(inv_d, height, measured)
 
 
-def _stack_peaks(own: list[OwnPeaks | None], num_peaks: int) -> tuple[np.ndarray, ...]:
+def _stack_peaks(
+    own: list[OwnPeaks | None], num_peaks: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     inv_d, strength = np.zeros((2, len(own), num_peaks), np.float32)
     measured = np.zeros((len(own), 2), np.float32)
     for row, peaks in enumerate(own):

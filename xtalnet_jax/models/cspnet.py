@@ -118,11 +118,16 @@ class CSPNet(nn.Module):
         ``metric`` (L L^T) is needed when ``num_radial`` > 0, ``tokens`` and their mask when
         ``cross_attention`` > 0.
         """
-        if self.num_radial and metric is None:
-            raise ValueError("num_radial > 0 needs the metric tensor of each crystal (metric=...)")
-        if self.look and tokens is None:
-            raise ValueError("cross_attention > 0 needs the tokens of each pattern (tokens=...)")
-        options = {"metric": metric, "num_radial": self.num_radial, "detach": self.detach}
+        if self.look and (tokens is None or token_mask is None):
+            raise ValueError(
+                "cross_attention > 0 needs the tokens of each pattern (tokens=..., token_mask=...)"
+            )
+        options: dict[str, Any] = {
+            "metric": metric,
+            "num_radial": self.num_radial,
+            "detach": self.detach,
+        }
+        pairs: pair.DensePairs | pair.EdgeList
         n_graph, n_node, width = h.shape
         if self.layout == "dense":
             pairs = pair.dense_pairs(frac_coords, node_mask, self.num_freqs, **options)
@@ -134,6 +139,8 @@ class CSPNet(nn.Module):
         for i, layer in enumerate(self.layer):
             h = layer(h, lattice_features, pairs)
             if self.look and (i + 1) % self.cross_attention == 0:
+                assert tokens is not None
+                assert token_mask is not None
                 look = self.look[(i + 1) // self.cross_attention - 1]
                 h = look(h.reshape(n_graph, n_node, width), tokens, token_mask).reshape(h.shape)
         h = self.final_norm(h).reshape(n_graph, n_node, width)

@@ -77,6 +77,8 @@ def _pair_features(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     sin, cos = fourier_differences(difference, num_freqs)
     if num_radial:
+        if metric is None:
+            raise ValueError("num_radial > 0 needs the metric tensor of each crystal (metric=...)")
         radial = radial_basis(nearest_distance(difference, metric), num_radial)
     else:
         radial = jnp.zeros((*difference.shape[:-1], 0), difference.dtype)

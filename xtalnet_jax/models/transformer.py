@@ -80,8 +80,8 @@ class CrossAttention(nn.Module):
         key, value = jnp.split(
             nn.Dense(2 * width, dtype=self.dtype, name="key_value")(tokens), 2, -1
         )
-        split = [a.reshape(*a.shape[:2], self.heads, -1) for a in (query, key, value)]
-        weight, values = attend(*split, mask)
+        query, key, value = (a.reshape(*a.shape[:2], self.heads, -1) for a in (query, key, value))
+        weight, values = attend(query, key, value, mask)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weight, values).reshape(h.shape)
         return h + nn.Dense(width, dtype=self.dtype, name="out")(mixed).astype(h.dtype)
 

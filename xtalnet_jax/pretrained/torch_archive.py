@@ -30,8 +30,10 @@ _STORAGE_TYPES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+_BOOKKEEPING: tuple[str, ...]
 _BOOKKEEPING = ("collections", "hydra", "lightning", "lightning_fabric", "numpy", "omegaconf")
 _BOOKKEEPING += ("pathlib", "pytorch_lightning", "torch", "typing")
+_PLAIN_TYPES: tuple[str, ...]
 _PLAIN_TYPES = ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int")
 _PLAIN_TYPES += ("list", "long", "object", "set", "str", "tuple", "unicode")
 _BUILTINS = ("builtins", "__builtin__")  # the second is the name in old pickle protocols

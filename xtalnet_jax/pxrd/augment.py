@@ -14,7 +14,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from xtalnet_jax.pxrd.effects import Effects, Instrument, draw_instrument, uniform
+from xtalnet_jax.pxrd.effects import Effects, Instrument, draw_instrument, require_key, uniform
 from xtalnet_jax.pxrd.pattern import Lines, PeakBatch
 from xtalnet_jax.pxrd.peaks import SMOOTHING, SMOOTHING_GAIN, find_maxima
 from xtalnet_jax.types import Array, Key
@@ -36,7 +36,7 @@ def _sticks(
     Intensity is strength * exp(-2 B s^2) * LP, LP = (1 + cos^2 2theta)/(sin^2 theta cos theta).
     """
     if effects.texture != (0.0, 0.0):
-        key, key_texture = jax.random.split(key)
+        key, key_texture = jax.random.split(require_key(key, "texture"))
         strength = strength * jnp.exp(
             instrument.texture * jax.random.normal(key_texture, strength.shape, strength.dtype)
         )
@@ -57,7 +57,7 @@ def _sticks(
     first = instrument.wavelength * (1 - instrument.splitting / 3)
     two_theta, intensity = lp_intensity(inv_d, strength * (1 - weight2), first)
     if effects.num_impurity:
-        key, key_place, key_size = jax.random.split(key, 3)
+        key, key_place, key_size = jax.random.split(require_key(key, "impurities"), 3)
         shape = (effects.num_impurity,)
         own = ((two_theta > instrument.start) & (two_theta < instrument.end)) * intensity
         place = jax.random.uniform(key_place, shape, inv_d.dtype)
@@ -140,7 +140,7 @@ def _counted(
     """
     if effects.noise == (0.0, 0.0):
         return profile, jnp.zeros_like(profile)
-    key_count, key_period, key_phase = jax.random.split(key, 3)
+    key_count, key_period, key_phase = jax.random.split(require_key(key, "noise"), 3)
     dtype = profile.dtype
     x = jnp.linspace(0.0, 1.0, len(profile), dtype=dtype)
     level = instrument.background * (0.6 + 0.4 * jnp.exp(-4 * x))  # air scatter falls with angle

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,12 +45,12 @@ class Effects(NamedTuple):
     clean_fraction: float = 0.0  # how many of the patterns stay as in ``Effects.clean()``
 
     @classmethod
-    def clean(cls, **changes: object) -> Effects:
+    def clean(cls, **changes: Any) -> Effects:
         """Cu K-alpha, 5 to 90 degrees, step 0.02, no noise: deterministic, needs no key."""
         return cls()._replace(**changes)
 
     @classmethod
-    def measured(cls, **changes: object) -> Effects:
+    def measured(cls, **changes: Any) -> Effects:
         """Laboratory and synchrotron patterns of ordinary quality: the training preset.
 
         A fifth of the patterns stay clean (on the same, coarser grid).
@@ -104,16 +104,22 @@ class Instrument(NamedTuple):
     noise: Array
 
 
+def require_key(key: Key[Array, ""] | None, cause: str) -> Key[Array, ""]:
+    """Return ``key``, or say that ``cause`` needs one."""
+    if key is None:
+        raise ValueError(
+            f"these Effects are random ({cause}), so peaks_from_lines needs a key; "
+            "give one, or use Effects.clean()"
+        )
+    return key
+
+
 def uniform(key: Key[Array, ""] | None, span: Range, log: bool = False) -> Array:
     """Draw from ``span``; a degenerate one needs no key and costs nothing."""
     low, high = span
     if low == high:
         return jnp.asarray(low, float)
-    if key is None:
-        raise ValueError(
-            f"these Effects are random (a range {low}..{high}), so peaks_from_lines needs a key; "
-            "give one, or use Effects.clean()"
-        )
+    key = require_key(key, f"a range {low}..{high}")
     if log and low > 0:
         return jnp.exp(jax.random.uniform(key, (), float, jnp.log(low), jnp.log(high)))
     return jax.random.uniform(key, (), float, low, high)
@@ -135,13 +141,13 @@ def draw_instrument(key: Key[Array, ""] | None, effects: Effects) -> Instrument:
     """
     keys = [None] * 16 if key is None else list(jax.random.split(key, 16))
     wavelengths, splittings, weights = (jnp.asarray(x, float) for x in zip(*effects.radiations))
-    which = 0
+    which: Array | int = 0
     if len(effects.radiations) > 1:
         edges = jnp.cumsum(weights / weights.sum())
         which = (uniform(keys[0], (0.0, 1.0)) > edges[:-1]).sum()
     wavelength = wavelengths[which]
     scale = wavelength / CU_KALPHA
-    has_impurity = 1.0
+    has_impurity: Array | float = 1.0
     if 0 < effects.impurity_fraction < 1 and effects.num_impurity:
         has_impurity = uniform(keys[1], (0.0, 1.0)) < effects.impurity_fraction
     return Instrument(

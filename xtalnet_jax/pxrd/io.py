@@ -206,9 +206,10 @@ def save_pattern(pattern: Pattern, path: str | Path) -> None:
     suffix = path.suffix.lower()
     if suffix not in (".xy", ".xye"):
         raise ValueError(f"{path}: patterns are written as .xy or .xye, not {suffix!r}")
-    if suffix == ".xye" and pattern.sigma is None:
-        raise ValueError(f"{path}: the pattern has no uncertainties; write it as .xy")
     parts = [pattern.two_theta, pattern.intensity]
-    parts += [pattern.sigma] if suffix == ".xye" else []
+    if suffix == ".xye":
+        if pattern.sigma is None:
+            raise ValueError(f"{path}: the pattern has no uncertainties; write it as .xy")
+        parts.append(pattern.sigma)
     header = f"wavelength = {pattern.wavelength:.7f} angstrom"
     np.savetxt(path, np.column_stack(parts), fmt="%.9g", header=header)

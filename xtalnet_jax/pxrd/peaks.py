@@ -189,7 +189,7 @@ def find_peaks(
 
     even = _search_grid(pattern)
     y = even.intensity - (background(even) if subtract else even.intensity.min())
-    sigma = even.sigma
+    sigma = np.asarray(even.sigma)  # known or estimated by now
     if np.median(sigma) > 1e-4 * y.max():
         y = np.convolve(np.pad(y, 2, mode="edge"), SMOOTHING, "valid")
         sigma = SMOOTHING_GAIN * sigma

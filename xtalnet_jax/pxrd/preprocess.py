@@ -12,8 +12,8 @@ from xtalnet_jax.pxrd.pattern import Pattern
 
 def _with(pattern: Pattern, factor: Any = 1.0, **changes: Any) -> Pattern:
     """Pattern with changes, its uncertainty scaled by ``factor``."""
-    sigma = None if pattern.sigma is None else pattern.sigma * factor
-    return pattern._replace(**({"sigma": sigma} | changes))
+    changes.setdefault("sigma", None if pattern.sigma is None else pattern.sigma * factor)
+    return pattern._replace(**changes)
 
 
 def normalise(pattern: Pattern) -> Pattern:

@@ -39,7 +39,7 @@ def thompson_cox_hastings(gauss: jax.Array, lorentz: jax.Array) -> tuple[jax.Arr
     g, l = gauss / total, lorentz / total
     fwhm = sum(c * g ** (5 - k) * l**k for k, c in enumerate(_TCH_FWHM)) ** 0.2
     share = l / fwhm
-    eta = sum(e * share ** (k + 1) for k, e in enumerate(_TCH_ETA))
+    eta = sum((e * share ** (k + 1) for k, e in enumerate(_TCH_ETA)), jnp.zeros_like(share))
     return total * fwhm, eta
 
 

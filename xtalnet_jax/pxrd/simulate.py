@@ -90,8 +90,8 @@ def lines(
 
 
 def _lines(batch: Any, hkl: Any, *args: Any) -> Lines:
-    *args, num_lines, merge_tol = args
-    return merge_lines(reflections(batch, hkl, *args), num_lines, merge_tol)
+    *options, num_lines, merge_tol = args
+    return merge_lines(reflections(batch, hkl, *options), num_lines, merge_tol)
 
 
 _lines_in_box = jax.jit(_lines, static_argnums=(1, 5, 6, 7))
@@ -201,7 +201,8 @@ def simulate_pattern(
     check_tabulated(np.concatenate([c.atomic_numbers for c in crystal]))
     grid = first + step * np.arange(int((last - first) / step + 1e-6) + 1)
     listed = hkl_table(np.stack([c.lattice for c in crystal]), high, low)
-    plain = instrument._replace(texture_axis=tuple(map(float, instrument.texture_axis)))
+    a, b, c = map(float, instrument.texture_axis)
+    plain = instrument._replace(texture_axis=(a, b, c))
     patterns = []
     for k, one in enumerate(crystal):
         own = slice(listed.offset[k], listed.offset[k + 1])

@@ -85,7 +85,8 @@ def _space_groups() -> dict[str, str]:
     """Canonical symbol for every spelling and number of the 230 space groups."""
     import spglib
 
-    groups = [spglib.get_spacegroup_type(hall) for hall in range(1, 531)]
+    halls = map(spglib.get_spacegroup_type, range(1, 531))
+    groups = [g for g in halls if g is not None]
     standard = {g.number: g.international_short for g in reversed(groups)}  # the first setting
     return {name: standard[g.number] for g in groups for name in _spellings(g)}
 
@@ -133,7 +134,7 @@ def space_group_of(crystal: Crystal, symprec: float = 0.1) -> str:
     """Return the Hermann-Mauguin symbol found within ``symprec`` angstrom, ``"P1"`` if none is."""
     import spglib
 
-    cell = (crystal.lattice, crystal.frac_coords, crystal.atomic_numbers)
+    cell: Any = (crystal.lattice, crystal.frac_coords, crystal.atomic_numbers)
     try:
         found = spglib.get_symmetry_dataset(cell, symprec=symprec)
     except spglib.SpglibError:

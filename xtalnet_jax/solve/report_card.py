@@ -13,7 +13,7 @@ import numpy as np
 
 from xtalnet_jax.data.packed import PackedSet
 from xtalnet_jax.evaluation import calibration, tables
-from xtalnet_jax.evaluation.generation import match_at_k
+from xtalnet_jax.evaluation.generation import Attempt, Order, match_at_k
 from xtalnet_jax.evaluation.matching import TOLERANCES
 from xtalnet_jax.evaluation.retrieval import retrieval_report
 from xtalnet_jax.pxrd.augment import Effects, peaks_from_lines
@@ -117,7 +117,7 @@ def _generation(
         by_similarity = assess.similarity_attempts(assessed, records, tolerance)
         stated = f"{tolerance}: stol {limits.stol}, angle {limits.angle_tol}, ltol {limits.ltol}"
         given = "pattern, composition, Z"
-        ways = [
+        ways: list[tuple[str, list[Attempt], Order]] = [
             (f"{kind}, CPCP similarity", by_similarity, "ranked"),
             (f"{kind}, random order", by_similarity, "random"),
         ]

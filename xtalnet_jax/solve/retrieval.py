@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class RetrievalIndex(NamedTuple):
     @classmethod
     def build(
         cls,
-        crystals: Iterable[tuple[str, Crystal]] | Sequence[Crystal],
+        crystals: Iterable[tuple[str, Crystal] | Crystal],
         solver: Solver | None = None,
         chunk: int = 1024,
         progress: Callable[[int], None] | None = None,
@@ -50,7 +50,10 @@ class RetrievalIndex(NamedTuple):
         import numpy as np
 
         solver = solver or load_solver("default")
-        ids, formulas, vectors, waiting = [], [], [], []
+        ids: list[str] = []
+        formulas: list[str] = []
+        vectors: list[np.ndarray] = []
+        waiting: list[Crystal] = []
         seen: set[str] = set()
 
         def flush() -> None:
@@ -61,7 +64,10 @@ class RetrievalIndex(NamedTuple):
                     progress(len(ids))
 
         for number, item in enumerate(crystals):
-            name, crystal = (str(number), item) if isinstance(item, Crystal) else item
+            if isinstance(item, Crystal):
+                name, crystal = str(number), item
+            else:
+                name, crystal = item
             if name in seen:  # found out now, not when all are embedded
                 raise ValueError(f"the id {name!r} occurs more than once, expected unique ids")
             seen.add(name)

@@ -33,7 +33,10 @@ class Task(NamedTuple):
 class BatchSource(Protocol):
     """Batches as a pure function of the step number, so that resuming needs no iterator state."""
 
-    num_steps_per_epoch: int
+    @property
+    def num_steps_per_epoch(self) -> int:
+        """Steps after which every row has been seen once."""
+        ...
 
     def batch(self, step: int) -> PyTree:
         """The *global* batch of ``step`` (from 0): arrays that all share their leading axis.

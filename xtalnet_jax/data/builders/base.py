@@ -19,7 +19,9 @@ _log = logging.getLogger(__name__)
 FILE_FORMAT = "array_record"  # the only one that needs no TensorFlow
 
 
-class CrystalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class CrystalBuilder(  # type: ignore[call-arg]  # its __init_subclass__ takes it
+    tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
     """Crystals in standard form with their powder lines, and peaks of their own patterns.
 
     A data set says where it comes from and what its files are called; records that cannot be read

@@ -51,8 +51,10 @@ def read(text: str) -> Scan:
         heads = [m.start() for m in re.finditer(r"(?m)^data_\S", text)] + [len(text)]
         head = max((h for h in heads if tag and h < tag.start()), default=None)
         try:
+            if head is None:
+                raise error
             document = cif.read_string(text[head : min(h for h in heads if h > head)])
-        except (ValueError, RuntimeError, TypeError):
+        except (ValueError, RuntimeError):
             raise ValueError(f"the CIF cannot be read ({str(error)[:120]})") from None
     if re.search(r"(?m)^\s*_pd_meas_time_of_flight\b", text):
         raise ValueError("this is time-of-flight data; only X-ray patterns are supported")
@@ -69,13 +71,13 @@ def read(text: str) -> Scan:
         if angles is not None and len(angles) == len(column):
             x = np.array([as_number(v) for v in angles])
         else:
-            ends = [
+            first, step = (
                 as_number(block.find_value(f"_pd_meas_2theta_range_{k}") or "?")
                 for k in ("min", "inc")
-            ]
-            if not all(math.isfinite(e) for e in ends):
+            )
+            if not (math.isfinite(first) and math.isfinite(step)):
                 raise ValueError("the CIF has intensities but no 2-theta for them")
-            x = grid(*ends, len(intensity))
+            x = grid(first, step, len(intensity))
         wavelength = _wavelength(block, as_number)
         if wavelength is None:  # programs state it with the structure, in another block
             stated = {_wavelength(b, as_number) for b in document} - {None}

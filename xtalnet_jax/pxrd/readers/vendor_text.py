@@ -115,7 +115,9 @@ def read_ras(text: str) -> Scan:
     Raises:
         ValueError: no data block, a scan of another axis, or scans at different speeds.
     """
-    x, intensity, speeds = [], [], set()
+    x: list[float] = []
+    intensity: list[float] = []
+    speeds: set[str | None] = set()
     keys: dict[str, str] = {}
     rows: list[list[float]] | None = None
     for place, line in enumerate(text.splitlines(), 1):

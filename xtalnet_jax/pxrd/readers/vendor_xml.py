@@ -14,7 +14,8 @@ from xtalnet_jax.pxrd.readers.base import Scan, doublet, number, numbers, parse_
 def _text(root: Element, name: str) -> str | None:
     """Text of the first element of that name, wherever it stands."""
     found = next(root.iter(name), None)
-    return None if found is None or not (found.text or "").strip() else found.text.strip()
+    text = "" if found is None else (found.text or "").strip()
+    return text or None
 
 
 def _value(root: Element, name: str) -> float | None:
@@ -50,8 +51,8 @@ def _xrdml_points(points: Element) -> tuple[np.ndarray, np.ndarray]:
     elif axis.find("startPosition") is None or axis.find("endPosition") is None:
         raise ValueError("2-theta stands still in this scan; only powder scans are supported")
     else:
-        ends = [number(axis.find(n).text, n) for n in ("startPosition", "endPosition")]  # type: ignore[union-attr]
-        x = np.linspace(*ends, len(intensity))
+        start, end = (number(axis.findtext(n), n) for n in ("startPosition", "endPosition"))
+        x = np.linspace(start, end, len(intensity))
     return x, intensity
 
 

@@ -23,6 +23,7 @@ from xtalnet_jax.pxrd.pattern import Pattern, PeakBatch
 from xtalnet_jax.pxrd.peaks import peak_batch
 from xtalnet_jax.pxrd.scattering import check_tabulated
 from xtalnet_jax.solve import plausibility, ranking
+from xtalnet_jax.solve.rescale import rescaled
 from xtalnet_jax.solve.solution import Candidate, Solution, verdict_of
 from xtalnet_jax.types import Params
 
@@ -114,7 +115,7 @@ class Solver(NamedTuple):
 
         start = clock()
         report(f"{'refining' if refine else 'comparing'} {len(proposals)} candidates")
-        fit = self.fit(proposals, pattern, peaks, refine)
+        fit = self.fit(proposals, pattern, peaks, refine, known_cell is not None)
         seconds["refine"] = clock() - start
 
         start = clock()
@@ -202,11 +203,23 @@ class Solver(NamedTuple):
         drawn = unstack_crystals(batch)[:num_candidates]
         return [c for c in drawn if plausibility.is_possible(c)]
 
-    def fit(self, crystals: list[Crystal], pattern: Pattern, peaks: PeakBatch, refine: bool) -> Fit:
-        """Compare candidates with the pattern, after refining them if wanted."""
+    def fit(
+        self,
+        crystals: list[Crystal],
+        pattern: Pattern,
+        peaks: PeakBatch,
+        refine: bool,
+        known_cell: bool = False,
+    ) -> Fit:
+        """Compare candidates with the pattern, after refining them if wanted.
+
+        Refinement starts from the cell scaled to the measured peaks, unless the cell is known.
+        """
         from xtalnet_jax.refine.refine import compare
         from xtalnet_jax.refine.refine import refine as refine_crystals
 
+        if refine and not known_cell:
+            crystals = rescaled(crystals, peaks, pattern.wavelength)
         results = (refine_crystals if refine else compare)(crystals, pattern) if crystals else []
         crystals = [r.crystal for r in results]
         vector = np.asarray(self.embedder.patterns(self.embedder_params, peaks))[0]

@@ -76,7 +76,9 @@ class Solver(NamedTuple):
         Args:
             pattern: measured or calculated pattern, background included or not.
             formula: reduced or full formula, e.g. ``"TiO2"``.
-            num_candidates: structures drawn from the generator for each number of formula units.
+            num_candidates: structures drawn from the generator if the number of formula units is
+                known, and half as many for each number that is tried if it is not; at most so many
+                are returned.
             seed: of the generator; equal seeds give equal results.
             refine: fit every candidate to the pattern before ranking.
             z: formula units per primitive cell, if known; otherwise plausible ones are tried.
@@ -103,12 +105,13 @@ class Solver(NamedTuple):
         start = clock()
         peaks = self.peaks_of([pattern])
         proposals: list[Crystal] = []
+        share = num_candidates if len(units) == 1 else -(-num_candidates // 2)
         for i, count in enumerate(units):
-            report(f"generating {num_candidates} candidates with Z = {count}")
+            report(f"generating {share} candidates with Z = {count}")
             numbers = atomic_numbers_from_formula(formula, count)
             key = jax.random.fold_in(jax.random.key(seed), i)
-            proposals += self.propose(key, peaks, numbers, num_candidates, known_cell)
-        drawn = num_candidates * len(units)
+            proposals += self.propose(key, peaks, numbers, share, known_cell)
+        drawn = share * len(units)
         if len(proposals) < drawn:
             warnings.append(f"{drawn - len(proposals)} of {drawn} candidates had no possible cell")
         seconds["generate"] = clock() - start

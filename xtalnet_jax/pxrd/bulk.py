@@ -29,7 +29,7 @@ STRENGTH_FLOOR = 1e-7
 _ROW = 64  # reflections of one crystal per row of a block
 _BLOCKS = (512, 64)  # rows per block: few shapes, each compiled once
 ATOM_STEPS = (5, 10, 15, 20, 30, 40, 52, 64, 80, 100, 150, 200, 300, 400)
-SPECIES_STEPS = (4, 8, 98)
+SPECIES_STEPS = (3, 5, 8, 98)
 
 
 def lines_of(

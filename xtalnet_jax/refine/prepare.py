@@ -36,11 +36,12 @@ class Observed(NamedTuple):
     """One pattern, ready for both stages."""
 
     pattern: Pattern
-    net: Pattern  # background subtracted, not negative
+    net: Pattern  # background subtracted
     target: Target  # regular grid with background columns
     edges: np.ndarray  # [2] first and last angle
     inv_d_max: float
     fwhm: float  # typical width of a peak, degrees
+    noise: float  # standard deviation of one point of ``net``
     unit: float  # intensity that is 1 in ``target``
     smear: float  # degrees^2 added to FWHM^2 by the averaging over bins in ``target``
 
@@ -83,7 +84,8 @@ def observe(pattern: Pattern, num_background: int) -> Observed:
         (_weights(profile, sigma) / scale).astype(np.float32),
         background.astype(np.float32),
     )
-    net = _net(pattern)
+    noise = noise_level(y)
+    net = _net(pattern, noise)
     return Observed(
         pattern,
         net,
@@ -91,6 +93,7 @@ def observe(pattern: Pattern, num_background: int) -> Observed:
         np.array([x[0], x[-1]], np.float32),
         float(inv_d_from_two_theta(x[-1], pattern.wavelength)),
         typical_fwhm(net),
+        noise,
         1 / scale,
         # A box of width w has the variance w^2/12; FWHM^2 = 8 ln 2 variance.
         8 * np.log(2) / 12 * step**2 if step > 1.5 * float(np.median(np.diff(x))) else 0.0,
@@ -109,18 +112,24 @@ def _weights(profile: np.ndarray, sigma: np.ndarray | None) -> np.ndarray:
     return 1 / np.sqrt(np.maximum(profile, 0.01 * profile.max()) * profile.max())
 
 
-def _net(pattern: Pattern) -> Pattern:
-    """Intensity above the background; a pattern that returns to zero everywhere has none."""
+def _net(pattern: Pattern, noise: float) -> Pattern:
+    """Intensity above the background; a noiseless pattern that returns to zero has none."""
     y = pattern.intensity
-    blocks = np.array_split(y, 12)
-    if max(np.percentile(b, 10) for b in blocks) > 0.005 * y.max() or y.min() < 0:
-        y = preprocess.subtract_background(pattern).intensity
-    return pattern._replace(intensity=np.maximum(y, 0.0))
+    lowest = [np.percentile(block, 10) for block in np.array_split(y, 12)]
+    if noise > 1e-4 * y.max() or max(lowest) > 0.005 * y.max() or y.min() < 0:
+        return preprocess.subtract_background(pattern)
+    return pattern
+
+
+def noise_level(y: np.ndarray) -> float:
+    """Standard deviation of independent noise: median of second differences, 0 without noise."""
+    return float(np.median(np.abs(np.diff(y, 2))) / 0.6745 / 6**0.5)
 
 
 def typical_fwhm(net: Pattern) -> float:
     """Width of the sharper peaks: lower quartile of the widths at half height of strong maxima."""
     x, y = net.two_theta, net.intensity
+    y = np.convolve(y, [0.25, 0.5, 0.25], mode="same")
     top = np.flatnonzero((y[1:-1] >= y[:-2]) & (y[1:-1] > y[2:]) & (y[1:-1] > 0.1 * y.max())) + 1
     widths = []
     for i in top[np.argsort(-y[top])][:30]:
@@ -140,7 +149,7 @@ def broaden(pattern: Pattern, grid: np.ndarray, fwhm: float) -> np.ndarray:
     x, y = pattern.two_theta, pattern.intensity
     spacing = np.gradient(x)
     kernel = np.exp(-4 * np.log(2) * ((grid[:, None] - x[None, :]) / fwhm) ** 2)
-    return kernel @ (y * spacing) / fwhm
+    return kernel @ (y * spacing) / fwhm * (4 * np.log(2) / np.pi) ** 0.5
 
 
 def make_levels(
@@ -149,19 +158,24 @@ def make_levels(
     num_bins: int,
     floor: float,
 ) -> Levels:
-    """Square-root profiles at several widths; peaks of the pattern's own width are allowed for."""
+    """Square-root profiles at several widths; peaks of the pattern's own width are allowed for.
+
+    ``floor`` is raised to twice the noise that is left in the narrowest profile.
+    """
     first, last = observed.edges
     grid = np.linspace(first, last, num_bins)
     least = 2.0 * (grid[1] - grid[0])
-    fwhm, rows = [], []
-    for width in widths:
-        added = max(width, least)
-        z = broaden(observed.net, grid, added)
-        root = np.sqrt(z / z.mean() + floor) - floor**0.5
-        rows.append(root / np.linalg.norm(root))
-        fwhm.append(np.hypot(added, observed.fwhm))
+    added = [max(width, least) for width in widths]
+    profiles = [np.maximum(broaden(observed.net, grid, width), 0.0) for width in added]
+    spacing = float(np.median(np.diff(observed.pattern.two_theta)))
+    # Averaging over a Gaussian of FWHM w leaves the share sqrt(0.66 spacing / w) of the noise.
+    left = observed.noise * (0.66 * spacing / added[-1]) ** 0.5
+    floor = max(floor, 2.0 * left / max(profiles[-1].mean(), 1e-12))
+    roots = [np.sqrt(z / max(z.mean(), 1e-12) + floor) - floor**0.5 for z in profiles]
+    rows = [root / np.linalg.norm(root) for root in roots]
+    fwhm = [np.hypot(width, observed.fwhm) for width in added]
     as_float = lambda v: np.asarray(v, np.float32)  # noqa: E731
-    return Levels(as_float(grid), as_float(rows), as_float(fwhm))
+    return Levels(as_float(grid), as_float(rows), as_float(fwhm), np.float32(floor))
 
 
 def make_trials(

@@ -261,7 +261,7 @@ def _annealed(
         active[[LOG_FWHM, FWHM_TAN, B_ISO]], active[ETA] = 0, free_eta
         found = stages.anneal(
             trials, x, levels, np.float32(observed.pattern.wavelength), observed.edges,
-            np.float32(settings.floor), active, _strengths(settings), settings.steps,
+            active, _strengths(settings), settings.steps,
         )  # fmt: skip
         moved = _moved(trials.frame, found.x)
         shift, misfit = np.asarray(found.x)[:, ZERO], np.asarray(found.misfit)[:, -1]
@@ -311,9 +311,7 @@ def _profile_fits(
         host = jax.tree.map(np.asarray, fitted)
         lattice, frac = _moved(trials.frame, fitted.x)
         curves = np.asarray(_curves(trials.frame, fitted.x, grid, wavelength), float)
-        cosine = np.asarray(
-            _cosines(trials.frame, fitted.x, narrow, wavelength, observed.edges, settings.floor)
-        )
+        cosine = np.asarray(_cosines(trials.frame, fitted.x, narrow, wavelength, observed.edges))
         cells, cell_esd = (np.asarray(a, float) for a in _cells(trials.frame, *_cov(fitted)))
         for k, i in enumerate(rows):
             v = _place(variants[i], (lattice, frac), k, 0.0, 0.0)
@@ -350,7 +348,7 @@ def _curves(frame: model.Frame, x: jax.Array, grid: jax.Array, wavelength: jax.A
 
 @jax.jit
 def _cosines(
-    frame: model.Frame, x: jax.Array, level: stages.Levels, wavelength: Any, edges: Any, floor: Any
+    frame: model.Frame, x: jax.Array, level: stages.Levels, wavelength: Any, edges: Any
 ) -> jax.Array:
     """Cosine of the square-root profiles at the single width of ``level``."""
 
@@ -360,7 +358,7 @@ def _cosines(
         # Broadening by a Gaussian leaves the Lorentzian part as wide as it was.
         share = v.eta * jnp.minimum(jnp.exp(v.log_fwhm) / level.fwhm[0], 1.0)
         v = v._replace(log_fwhm=jnp.log(level.fwhm[0]), eta=share)
-        root = objective.coarse_root(frame, v, wavelength, level.two_theta, edges, floor)
+        root = objective.coarse_root(frame, v, wavelength, level.two_theta, edges, level.floor)
         return (root @ level.profile[0]) / jnp.sqrt(root @ root + 1e-20)
 
     return jax.lax.map(one, (frame, x))

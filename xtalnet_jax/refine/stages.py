@@ -35,6 +35,7 @@ class Levels(NamedTuple):
     two_theta: Any  # [n_bin] degrees
     profile: Any  # [n_level, n_bin] unit vectors: square roots of the broadened pattern
     fwhm: Any  # [n_level] degrees
+    floor: Any  # [] offset under the square root, in units of the mean intensity
 
 
 class Strengths(NamedTuple):
@@ -72,7 +73,6 @@ def anneal(
     levels: Levels,
     wavelength: jax.Array,
     edges: jax.Array,
-    floor: jax.Array,
     active: jax.Array,
     strengths: Strengths,
     num_steps: int,
@@ -85,7 +85,6 @@ def anneal(
         levels: observed pattern.
         wavelength: angstrom.
         edges: [2] first and last measured angle.
-        floor: offset under the square root, in units of the mean intensity.
         active: [p] 1 for variables that move.
         strengths: restraints.
         num_steps: static.
@@ -110,7 +109,9 @@ def anneal(
 
             def cost(x):
                 v = from_vector(x)._replace(log_fwhm=jnp.log(fwhm))
-                normal = objective.coarse_normal(trial.frame, v, wavelength, target, edges, floor)
+                normal = objective.coarse_normal(
+                    trial.frame, v, wavelength, target, edges, levels.floor
+                )
                 return objective.restrained(normal, trial.frame, x, restraints)
 
             def body(state, _):

@@ -1,6 +1,7 @@
 """Batches: pure in the step, every crystal once an epoch, static shapes, honest padding."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -77,7 +78,8 @@ def test_content_padding_and_shapes(packed):
     batches = BucketedBatches(packed, batch_sizes={4: 8, 8: 4, 12: 3, 16: 2, 20: 2})
     sizes = {4: 8, 8: 4, 12: 3, 16: 2, 20: 2}
     for batch in epoch_of(batches):
-        crystals, lines, index = batch
+        crystals, lines, index, peaks = batch
+        assert peaks is None  # this set came without patterns of its own
         n_graph, n_node = crystals.atomic_numbers.shape
         assert sizes[n_node] == n_graph
         assert crystals.atomic_numbers.dtype == np.int32
@@ -180,3 +182,26 @@ def test_bad_step_and_empty_set(packed):
         BucketedBatches(packed).batch(-1)
     with pytest.raises(ValueError, match="empty"):
         BucketedBatches(packed.select(np.zeros(0, int)))
+
+
+def test_own_peaks_travel_with_their_crystals(packed):
+    n = packed.num_crystals
+    position = np.linspace(0.1, 0.9, n)[:, None] * np.array([[1.0, 1.1, 0.0]])
+    own = packed._replace(
+        peaks_inv_d=position.astype(np.float32),
+        peaks_strength=np.tile(np.float32([[1.0, 0.5, 0.0]]), (n, 1)),
+        measured=np.tile(np.float32([[0.05, 0.9]]), (n, 1)),
+    )
+    batches = BucketedBatches(own, batch_sizes=4)
+    resident = ResidentBatches(batches)
+    for step in range(batches.num_steps_per_epoch):
+        batch = batches.batch(step)
+        asked = (resident.resident, resident.batch(step))
+        on_device = resident.gather(*jax.tree.map(jnp.asarray, asked))
+        for mine, theirs in zip(batch.peaks, on_device.peaks):
+            np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
+        real = batch.index >= 0
+        np.testing.assert_array_equal(
+            batch.peaks.position[real], own.peaks_inv_d[batch.index[real]]
+        )
+        np.testing.assert_array_equal(batch.peaks.mask.sum(-1), 2 * real)

@@ -51,7 +51,7 @@ def test_path_ends_at_the_data_starts_at_the_noise_and_has_the_stated_velocity(n
     code = encode(BATCH.lattice, BATCH.num_atoms, STATS)
     end, start = point(1.0), point(0.0)
     assert np.abs(torus.wrap(end.frac_coords - BATCH.frac_coords) * MASK).max() < 1e-6
-    np.testing.assert_allclose(end.lattice, code, atol=1e-6)
+    np.testing.assert_allclose(end.lattice, code, atol=2e-5)  # float32, compiled against eager
     np.testing.assert_allclose(start.lattice, draws.lattice, atol=1e-6)
     if num_sweeps == 0:
         assert shape_error(start.frac_coords, draws.coord, MASK) < 1e-5

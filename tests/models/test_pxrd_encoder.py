@@ -11,7 +11,7 @@ from tests.models.common import stir
 from xtalnet_jax.models.pxrd_encoder import PXRDEncoder
 from xtalnet_jax.pxrd.pattern import PeakBatch
 
-SMALL = {"width": 16, "ffn": 32, "heads": 4, "layers": 2, "num_freqs": 64}
+SMALL = {"width": 16, "ffn": 32, "heads": 4, "layers": 1, "num_freqs": 64}
 FORMS = ("table", "fourier")
 
 

@@ -190,7 +190,7 @@ def test_default_weights_load():
 def test_index_finds_saves_and_loads(tiny_solver, pattern, tmp_path):
     done = []
     index = RetrievalIndex.build(SMALL.items(), tiny_solver, chunk=4, progress=done.append)
-    assert done == [4, 8, len(SMALL)]
+    assert done == [*range(4, len(SMALL), 4), len(SMALL)]
     hits = index.query(pattern, k=99)
     assert [h.rank for h in hits] == list(range(1, len(SMALL) + 1))
     assert {h.id for h in hits} == set(SMALL)
@@ -293,7 +293,8 @@ def test_report_card_from_end_to_end(tiny_solver, tmp_path, capsys):
     assert len((tmp_path / "shuffled" / "raw.jsonl").read_text().splitlines()) == 3
     assert "calibration error" in capsys.readouterr().err
     again = report_card.report(tiny_solver, packed, "textbook", options, tmp_path)
-    assert len(again.splitlines()) == len(text.splitlines())
+    rows = [[line for line in t.splitlines() if line.startswith("|")] for t in (text, again)]
+    assert len(rows[0]) == len(rows[1]) > 40  # notes may differ: a resumed run takes no time
 
 
 def test_report_card_looks_at_its_folder_first(tiny_solver, tmp_path: Path):

@@ -6,15 +6,22 @@ turns any recipe into a run of a few seconds on built-in textbook crystals.
 
 from ml_collections import ConfigDict
 
-# Laboratory Cu K-alpha scans of ordinary quality; half of the patterns stay clean.
+# Laboratory and synchrotron scans of ordinary quality over many ranges; half of the patterns stay
+# clean, 5 to 90 degrees with Cu K-alpha. Angles are those of Cu K-alpha at the same 1/d.
 LABORATORY = {
+    "radiations": ((1.54184, 0.00249, 3.0), (1.5406, 0.0, 3.0), (0.71073, 0.00605, 0.5)),
+    "start": (4.0, 18.0),
+    "end": (60.0, 110.0),
     "num_bins": 2126,  # 0.04 degree over 5..90
     "fwhm": (0.08, 0.3),
     "lorentzian": (0.1, 1.0),
     "zero_shift": (-0.03, 0.03),
     "displacement": (-0.03, 0.03),
     "b_factor": (0.0, 1.0),
-    "texture": (0.0, 0.15),
+    "texture": (0.0, 0.3),
+    "impurity": (0.01, 0.1),
+    "num_impurity": 3,
+    "impurity_fraction": 0.15,
     "noise": (0.004, 0.03),
     "background": (0.01, 0.2),
     "residue": (0.0, 0.02),

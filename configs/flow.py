@@ -18,10 +18,22 @@ def get_config(arg: str = ""):
             "dropout": 0.1,
             "position": "fourier",
         },
-        "network": {"width": 512, "layers": 6, "num_freqs": 128, "cross_attention": 2, "heads": 8},
+        "network": {
+            "width": 512,
+            "layers": 6,
+            "num_freqs": 128,
+            "num_radial": 16,
+            "cross_attention": 2,
+            "heads": 8,
+        },
         "time_dim": 256,
     }
-    config.flow = {"coord_weight": 20.0, "lattice_weight": 1.0, "num_sweeps": 2}
+    config.flow = {
+        "coord_weight": 20.0,
+        "lattice_weight": 1.0,
+        "num_sweeps": 2,
+        "known_lattice": 0.5,
+    }
     config.sampling = {"num_steps": 30, "coord_speed": 3.0}
     config.train.num_epochs = 300
     if arg in ("cpu", "smoke"):

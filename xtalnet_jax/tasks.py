@@ -90,9 +90,8 @@ def effects_from_config(pattern: ConfigDict) -> Effects:
 
 
 def clean_effects(pattern: ConfigDict) -> Effects:
-    """Return the same instrument without any random effect: patterns of the evaluation."""
-    fixed = {k: v for k, v in dict(pattern.effects).items() if k in ("start", "end", "num_bins")}
-    return Effects.clean(**{k: _hashable(v) for k, v in fixed.items()})
+    """Return the instrument of the evaluation: no random effect, on the grid of training."""
+    return Effects.clean(num_bins=pattern.effects.get("num_bins", Effects().num_bins))
 
 
 def measure(config: ConfigDict, key: jax.Array | None, lines: Lines, effects: Effects) -> PeakBatch:
@@ -209,7 +208,10 @@ def ccsg_task(config: ConfigDict) -> Task:
     """The paper's generator: wrapped-normal score on coordinates, DDPM on the lattice matrix."""
     model, schedules = CCSG(**_fields(config.model)), make_schedules(config.diffusion.num_steps)
 
-    def loss_of(denoise_fn: DenoiseFn, key: jax.Array, crystals: CrystalBatch) -> Any:
+    def loss_of(
+        denoise_fn: DenoiseFn, key: jax.Array, crystals: CrystalBatch, known: jax.Array
+    ) -> Any:
+        del known  # never
         return losses.diffusion_loss(key, denoise_fn, crystals, schedules)
 
     def start(crystals: CrystalBatch) -> tuple[jax.Array, jax.Array]:
@@ -223,8 +225,10 @@ def flow_task(config: ConfigDict) -> Task:
     model, stats = flow_model(config), _stats(config)
     settings = flow.FlowConfig(**dict(config.flow))
 
-    def loss_of(denoise_fn: DenoiseFn, key: jax.Array, crystals: CrystalBatch) -> Any:
-        return flow.flow_loss(key, denoise_fn, crystals, stats, settings)
+    def loss_of(
+        denoise_fn: DenoiseFn, key: jax.Array, crystals: CrystalBatch, known: jax.Array
+    ) -> Any:
+        return flow.flow_loss(key, denoise_fn, crystals, stats, settings, known)
 
     def start(crystals: CrystalBatch) -> tuple[jax.Array, jax.Array]:
         num_graphs = crystals.lattice.shape[0]
@@ -237,6 +241,7 @@ def _generation_task(
     name: str, config: ConfigDict, model: Any, loss_of: Callable, start: Callable
 ) -> Task:
     peaks_of = _training_peaks(config)
+    share = config.get("flow", {}).get("known_lattice", 0.0)
 
     def init(key: jax.Array, example: Example) -> Params:
         crystals = jax.tree.map(jnp.asarray, example.crystals)
@@ -251,7 +256,7 @@ def _generation_task(
         params: Params, key: jax.Array, example: Example, train: bool, axis_name: str | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del axis_name  # a mean over devices of local means, weighted by device
-        key_peaks, key_noise, key_dropout = jax.random.split(key, 3)
+        key_peaks, key_noise, key_dropout, key_known = jax.random.split(key, 4)
         peaks = peaks_of(key_peaks, example, train)
         # A frozen encoder is also without its dropout: what it says of a pattern is fixed.
         condition = model.apply(
@@ -261,8 +266,10 @@ def _generation_task(
             method="condition",
             rngs={"dropout": key_dropout},
         )
+        known = flow.draw_known(key_known, len(example.crystals.atomic_numbers), share)
+        condition = condition._replace(known_lattice=known)
         denoise_fn = _bind(model, params, condition, example.crystals, config)
-        return loss_of(denoise_fn, key_noise, example.crystals)
+        return loss_of(denoise_fn, key_noise, example.crystals, known)
 
     return Task(init, loss, name)
 
@@ -289,6 +296,8 @@ def make_generator(config: ConfigDict) -> Generator:
         lattice: jax.Array | None = None,
     ) -> CrystalBatch:
         crystals = CrystalBatch(atomic_numbers, None, None)
+        if lattice is not None:
+            condition = condition._replace(known_lattice=jnp.ones(len(atomic_numbers), bool))
         denoise_fn = _bind(model, params, condition, crystals, config)
         if config.task == "flow":
             options = flow_sampler.FlowSampling(**dict(config.sampling))

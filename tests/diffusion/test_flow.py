@@ -224,24 +224,59 @@ def test_a_sample_ignores_its_neighbours_and_the_padding(options):
     assert np.abs(a.lattice - other.lattice).max() > 1e-2
 
 
-def test_known_lattice_is_kept_and_approached_on_a_straight_line():
-    options = FlowSampling(5, "heun")
+def test_known_lattice_is_kept_and_shown_at_all_times():
+    code = encode(BATCH.lattice, BATCH.num_atoms, STATS)
+    seen = []
+
+    def denoise(x, shown, t):
+        jax.debug.callback(lambda c: seen.append(np.asarray(c)), shown, ordered=True)
+        return learned(PARAMS)(x, shown, t)
+
     found, states = flow_sample(
         jax.random.key(1),
-        learned(PARAMS),
+        denoise,
         BATCH.atomic_numbers,
         STATS,
-        options,
+        FlowSampling(5, "heun"),
         lattice=BATCH.lattice,
         trajectory=True,
     )
+    jax.effects_barrier()
     np.testing.assert_array_equal(found.lattice, BATCH.lattice)
-    code = encode(BATCH.lattice, BATCH.num_atoms, STATS)
-    np.testing.assert_allclose(states.code[-1], code, atol=1e-5)
-    np.testing.assert_allclose(
-        states.code[2] - states.code[1], states.code[1] - states.code[0], atol=1e-5
-    )
+    assert len(seen) == 9
+    np.testing.assert_allclose(np.stack(seen), np.tile(code, (9, 1, 1)), atol=1e-6)
     np.testing.assert_array_equal(states.step, np.arange(1, 6))
+
+
+def test_known_lattices_stand_still_and_have_no_loss():
+    draws = DRAW(jax.random.key(1), BATCH)
+    known = jnp.array([True, False, True, False, False])
+    point = jax.jit(flow.interpolate, static_argnums=3)(BATCH, draws, STATS, 2, known)
+    code = encode(BATCH.lattice, BATCH.num_atoms, STATS)
+    np.testing.assert_allclose(point.lattice[known], code[known], atol=1e-6)
+    np.testing.assert_allclose(point.lattice_velocity[known], 0, atol=1e-6)
+    assert np.abs(point.lattice_velocity[1]).max() > 0.1
+
+    @jax.jit
+    def metrics(offset, known):
+        def denoise(x, code, t):
+            return 0 * x, offset[:, None] + 0 * code
+
+        return flow.loss_given_noise(denoise, BATCH, draws, STATS, known=known)[1]
+
+    wrong_where_known = jnp.where(known, 7.0, 0.0)
+    free = metrics(jnp.zeros(5), known)
+    np.testing.assert_allclose(
+        metrics(wrong_where_known, known)["loss_lattice"], free["loss_lattice"]
+    )
+    assert metrics(wrong_where_known, None)["loss_lattice"] > free["loss_lattice"] + 1
+    assert metrics(wrong_where_known, known)["loss_coord"] == free["loss_coord"]
+
+
+def test_share_of_known_lattices():
+    drawn = flow.draw_known(jax.random.key(0), 4000, 0.3)
+    assert abs(drawn.mean() - 0.3) < 4.5 * np.sqrt(0.21 / 4000)
+    assert not flow.draw_known(jax.random.key(0), 100, 0.0).any()
 
 
 def test_churn_keeps_the_marginal_of_the_lattice_code():

@@ -272,7 +272,9 @@ def test_flow_sees_the_number_of_atoms():
     model = FlowCCSG(ENCODER, NETWORK, 8)
     numbers = jnp.array([[6, 6, 0, 0], [6, 6, 6, 6], [6, 6, 6, 0]])
     args, params = _generator(model, CrystalBatch(numbers, jnp.zeros((3, 4, 3)), None))
-    condition = Condition(jnp.ones((3, 16)), jnp.ones((3, 4, 16)), jnp.ones((3, 4), bool))
+    condition = Condition(
+        jnp.ones((3, 16)), jnp.ones((3, 4, 16)), jnp.ones((3, 4), bool), jnp.zeros(3, bool)
+    )
     same = jnp.zeros((3, 6)), jnp.full(3, 0.5)
     _, velocity = model.apply(params, condition, *args[:2], *same, method="denoise")
     assert jnp.abs(velocity[0] - velocity[1]).max() > 1e-3

@@ -41,12 +41,12 @@ def standardise(crystal: Crystal, niggli: bool = True) -> Crystal:
     if volume < 0:  # the same crystal with all three vectors reversed is right-handed
         lattice, frac = -lattice, -frac
     if niggli:
-        transform = _niggli_transform(lattice)
+        transform = niggli_transform(lattice)
         lattice, frac = transform @ lattice, frac @ np.linalg.inv(transform)
     return Crystal(np.asarray(crystal.atomic_numbers), wrap(frac), standard_frame(lattice))
 
 
-def _niggli_transform(lattice: np.ndarray) -> np.ndarray:
+def niggli_transform(lattice: np.ndarray) -> np.ndarray:
     import spglib
 
     for tolerance in NIGGLI_TOLERANCES:

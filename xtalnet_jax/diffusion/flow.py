@@ -10,6 +10,9 @@ crystal lies, so the mean over atoms of the velocity is neither predictable nor 
 uniform noise and ``d_i = wrap(x1_i - x0_i)``, shifting all of x0 by the mean of d changes x0 by a
 translation only: as a configuration up to translation it is still uniform noise. Its path to x1
 has velocity ``d_i - mean(d)``. So path and target agree exactly, both free of the translation.
+
+Known lattices. Where ``known`` is set the lattice code stands at the data for all times and only
+the coordinates move: one network learns p(coordinates, lattice) and p(coordinates | lattice).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from xtalnet_jax.crystals.crystal import CrystalBatch
 from xtalnet_jax.diffusion import coupling, noise
@@ -37,6 +41,7 @@ class FlowConfig(NamedTuple):
     time_sampling: str = "uniform"  # or "logit_normal": more weight on the middle of the path
     num_sweeps: int = 2  # of `coupling.couple`; 0 pairs noise and data as drawn
     prediction: str = "velocity"  # or "clean": see `velocity_from_clean`
+    known_lattice: float = 0.0  # share of the crystals whose lattice is given
 
 
 DEFAULT = FlowConfig()
@@ -70,6 +75,8 @@ def check_config(config: FlowConfig) -> FlowConfig:
             raise ValueError(f"{name} is {getattr(config, name)!r}, expected one of {allowed}")
     if config.num_sweeps < 0:
         raise ValueError(f"num_sweeps is {config.num_sweeps}, expected 0 or more")
+    if not 0 <= config.known_lattice <= 1:
+        raise ValueError(f"known_lattice is {config.known_lattice}, expected a share of 0 to 1")
     return config
 
 
@@ -93,19 +100,33 @@ def draw_flow_noise(
     )
 
 
+def draw_known(key: jax.Array, num_graphs: int, share: float) -> Bool[Array, " n_graph"]:
+    """Draw the crystals whose lattice is given, on average a ``share`` of them."""
+    keys = noise.crystal_keys(key, num_graphs)
+    return noise.per_crystal(keys, (), jax.random.uniform, jnp.float32) < share
+
+
 def interpolate(
-    batch: CrystalBatch, draws: FlowNoise, stats: LatticeStats, num_sweeps: int = 2
+    batch: CrystalBatch,
+    draws: FlowNoise,
+    stats: LatticeStats,
+    num_sweeps: int = 2,
+    known: Bool[Array, " n_graph"] | None = None,
 ) -> FlowPoint:
-    """Return the point at time t on the path from ``draws`` to the crystals, and its velocity."""
+    """Return the point at time t on the path from ``draws`` to the crystals, and its velocity.
+
+    The lattice code stays at the data where ``known``.
+    """
     x0 = coupling.couple(draws.coord, batch.frac_coords, batch.atomic_numbers, num_sweeps)
     displacement = coupling.centred_displacement(x0, batch.frac_coords, batch.node_mask)
     code = encode(batch.lattice, batch.num_atoms, stats)
     remaining = 1 - draws.t
+    start = draws.lattice if known is None else jnp.where(known[:, None], code, draws.lattice)
     return FlowPoint(
         (batch.frac_coords - remaining[:, None, None] * displacement) % 1.0,
-        remaining[:, None] * draws.lattice + draws.t[:, None] * code,
+        remaining[:, None] * start + draws.t[:, None] * code,
         displacement,
-        code - draws.lattice,
+        code - start,
     )
 
 
@@ -132,11 +153,14 @@ def loss_given_noise(
     draws: FlowNoise,
     stats: LatticeStats,
     config: FlowConfig = DEFAULT,
+    known: Bool[Array, " n_graph"] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Masked mean square error of both velocities, a deterministic function of ``draws``.
 
     The mean over atoms of the coordinate prediction is removed first: the target has none. With
     ``prediction="clean"`` the errors are those of the clean end (velocity errors times 1 - t).
+    Crystals whose lattice is ``known`` (``denoise_fn`` has to be told as well) have no lattice
+    error to make.
 
     Returns:
         ``(loss, metrics)``; metrics are ``loss_lattice``, ``loss_coord`` (means over all numbers
@@ -144,16 +168,18 @@ def loss_given_noise(
         displacement per component that the coupling left.
     """
     batch = jax.tree.map(jnp.asarray, batch)
-    point = interpolate(batch, draws, stats, config.num_sweeps)
+    point = interpolate(batch, draws, stats, config.num_sweeps, known)
     coord, lattice = denoise_fn(point.frac_coords, point.lattice, draws.t)
     coord = coupling.remove_mean(coord, batch.node_mask)
     coord_target, lattice_target = point.coord_velocity, point.lattice_velocity
     if config.prediction == "clean":
         coord_target = (1 - draws.t)[:, None, None] * coord_target
         lattice_target = encode(batch.lattice, batch.num_atoms, stats)
-    node_mask, graph_mask = batch.node_mask[:, :, None], batch.graph_mask[:, None]
+    node_mask, moving = batch.node_mask[:, :, None], batch.graph_mask
+    if known is not None:
+        moving = moving & ~known
     loss_coord = masked_mean((coord - coord_target) ** 2, node_mask, (0, 1, 2))
-    loss_lattice = masked_mean((lattice - lattice_target) ** 2, graph_mask, (0, 1))
+    loss_lattice = masked_mean((lattice - lattice_target) ** 2, moving[:, None], (0, 1))
     path = jnp.sqrt(masked_mean(point.coord_velocity**2, node_mask, (0, 1, 2)))
     loss = config.coord_weight * loss_coord + config.lattice_weight * loss_lattice
     return loss, {"loss_lattice": loss_lattice, "loss_coord": loss_coord, "path_length": path}
@@ -165,6 +191,7 @@ def flow_loss(
     batch: CrystalBatch,
     stats: LatticeStats,
     config: FlowConfig = DEFAULT,
+    known: Bool[Array, " n_graph"] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`loss_given_noise` with fresh noise: the training loss of flow matching.
 
@@ -172,7 +199,7 @@ def flow_loss(
         ValueError: a field of ``config`` has no meaning (at trace time).
     """
     draws = draw_flow_noise(key, batch, check_config(config).time_sampling)
-    return loss_given_noise(denoise_fn, batch, draws, stats, config)
+    return loss_given_noise(denoise_fn, batch, draws, stats, config, known)
 
 
 def oracle_velocity(batch: CrystalBatch, stats: LatticeStats) -> DenoiseFn:

@@ -119,13 +119,11 @@ def flow_sampler(
 
 
 def keep_lattice(denoise_fn: DenoiseFn, known_code: Float[Array, "n_graph 6"]) -> DenoiseFn:
-    """Let the lattice code run straight to a known one, as in training."""
+    """Show the network a known lattice code at all times (see `flow.interpolate`)."""
 
     def denoise(x: jax.Array, code: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        remaining = (1 - t)[:, None]
-        safe = jnp.where(remaining > 0, remaining, 1.0)
-        coord, _ = denoise_fn(x, code, t)
-        return coord, jnp.where(remaining > 0, (known_code - code) / safe, 0.0)
+        coord, _ = denoise_fn(x, known_code, t)
+        return coord, jnp.zeros_like(code)
 
     return denoise
 
@@ -153,7 +151,7 @@ def flow_sample(
         atomic_numbers: composition of each crystal, 0 where padded.
         stats: statistics of the lattice code the network was trained with.
         options: number of steps, method, speed and churn.
-        lattice: known lattice, kept.
+        lattice: known lattice, kept; ``denoise_fn`` has to know that it is known.
         start: state at t = 0 instead of a draw from the prior.
         trajectory: also return the states after every step.
         dtype: float type of a drawn start.

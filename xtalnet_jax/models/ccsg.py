@@ -32,6 +32,7 @@ class Condition(NamedTuple):
     pooled: jax.Array  # [n_graph, d] the pattern as a whole
     tokens: jax.Array  # [n_graph, n_peak, d] its peaks, 0 where padded
     mask: jax.Array  # [n_graph, n_peak] bool
+    known_lattice: jax.Array  # [n_graph] bool: the lattice state is the true one at all times
 
 
 class AtomInput(nn.Module):
@@ -119,7 +120,8 @@ class CCSG(nn.Module):
 
     def condition(self, peaks: Any, train: bool = False) -> Condition:
         """Encode patterns (`xtalnet_jax.pxrd.pattern.PeakBatch`)."""
-        return Condition(*self.pxrd_encoder(peaks, train), peaks.mask)
+        unknown = jnp.zeros(len(peaks.mask), bool)
+        return Condition(*self.pxrd_encoder(peaks, train), peaks.mask, unknown)
 
     def denoise(
         self,
@@ -193,7 +195,8 @@ class FlowCCSG(nn.Module):
 
     def condition(self, peaks: Any, train: bool = False) -> Condition:
         """Encode patterns (`xtalnet_jax.pxrd.pattern.PeakBatch`)."""
-        return Condition(*self.pxrd_encoder(peaks, train), peaks.mask)
+        unknown = jnp.zeros(len(peaks.mask), bool)
+        return Condition(*self.pxrd_encoder(peaks, train), peaks.mask, unknown)
 
     def denoise(
         self,
@@ -215,7 +218,8 @@ class FlowCCSG(nn.Module):
         time = time_embedding(1000.0 * t, self.time_dim, dtype)
         count = jnp.log(jnp.maximum(mask.sum(-1), 1).astype(dtype))[:, None]
         phase = count * jnp.arange(1, 9, dtype=dtype)[None]
-        numbers = jnp.concatenate([time, count / 3, jnp.sin(phase), jnp.cos(phase)], -1)
+        known = condition.known_lattice.astype(dtype)[:, None]
+        numbers = jnp.concatenate([time, count / 3, jnp.sin(phase), jnp.cos(phase), known], -1)
         h = self.atom_input(atomic_numbers, numbers, condition.pooled)
         h = backbone(self.decoder, h, frac_coords, lattice, mask, condition, metric)
         mean = masked_mean(h, mask[..., None], 1)

@@ -1,186 +1,26 @@
-"""Every reader on a file of its format, every way a file can be bad, and the measured cases."""
+"""How `load_pattern` repairs, refuses and asks, and what `save_pattern` writes."""
 
-import json
-import struct
 import zipfile
 
 import numpy as np
 import pytest
 
+from tests.pxrd.test_io_formats import (
+    BANK,
+    CIF,
+    RAS,
+    UDF,
+    UXD,
+    X,
+    Y,
+    brml,
+    counts,
+    q_of,
+    rows,
+    xrdml,
+)
 from xtalnet_jax.pxrd.io import load_pattern, save_pattern
 from xtalnet_jax.pxrd.pattern import Pattern
-
-X = np.round(10 + 0.05 * np.arange(60), 4)
-Y = np.round(100 + 900 * np.exp(-(((X - 11.5) / 0.2) ** 2)))
-CU_MEAN = (1.5406 + 0.5 * 1.5444) / 1.5
-
-
-def rows(pattern="{x:.2f} {y:.0f}", x=X, y=Y):
-    return "\n".join(pattern.format(x=a, y=b, e=max(b, 1) ** 0.5) for a, b in zip(x, y)) + "\n"
-
-
-def counts(per_line=8, width=8, y=Y):
-    fields = [f"{int(v):>{width}d}" for v in y]
-    parts = [fields[i : i + per_line] for i in range(0, len(fields), per_line)]
-    return "\n".join("".join(p) for p in parts) + "\n"
-
-
-BANK = f"title\nBANK 1 {len(X)} 6 CONST 1000 5 0 0 "
-XRDML = (
-    '<?xml version="1.0" encoding="UTF-8"?><xrdMeasurements xmlns="http://www.xrdml.com/1.7">'
-    "<sample><id>S</id></sample><xrdMeasurement><usedWavelength>"
-    '<kAlpha1 unit="Angstrom">1.5406</kAlpha1><kAlpha2 unit="Angstrom">1.5444</kAlpha2>'
-    "<ratioKAlpha2KAlpha1>0.5</ratioKAlpha2KAlpha1></usedWavelength>"
-    "<incidentBeamPath>{mono}</incidentBeamPath>"
-    '<scan scanAxis="{axis}"><dataPoints><positions axis="2Theta">'
-    f"<startPosition>{X[0]}</startPosition><endPosition>{X[-1]}</endPosition></positions>"
-    "<intensities>{data}</intensities></dataPoints></scan></xrdMeasurement></xrdMeasurements>"
-)
-
-
-def xrdml(mono="", axis="Gonio", data=None):
-    data = " ".join(f"{v:.0f}" for v in Y) if data is None else data
-    return XRDML.format(mono=mono, axis=axis, data=data)
-
-
-UXD = "; Bruker\n_FILEVERSION=2\n_WL1=1.5406\n_WL2=1.5444\n_WLRATIO=0.5\n_DRIVE='COUPLED'\n"
-UDF = (
-    "SampleIdent,S,/\nAnode,Cu,/\nLabdaAlpha1, 1.5406,/\nLabdaAlpha2, 1.5444,/\n"
-    f"RatioAlpha21, 0.5,/\nDataAngleRange, {X[0]}, {X[-1]},/\nScanStepSize, 0.05,/\nRawScan\n"
-)
-RAS = (
-    '*RAS_DATA_START\n*RAS_HEADER_START\n*HW_XG_WAVE_LENGTH_ALPHA1 "1.5406"\n'
-    '*HW_XG_WAVE_LENGTH_ALPHA2 "1.5444"\n*MEAS_SCAN_AXIS_X_INTERNAL "TwoThetaTheta"\n'
-    "*RAS_HEADER_END\n*RAS_INT_START\n{}*RAS_INT_END\n*RAS_DATA_END\n"
-)
-CIF = (
-    "data_x\n_diffrn_radiation_wavelength 0.7\nloop_\n_pd_meas_2theta_scan\n"
-    "_pd_meas_counts_total\n{}"
-)
-TEXT = [
-    (".xy", rows(), None, None),
-    (".xye", rows("{x:.2f} {y:.0f} {e:.6f}"), None, None),
-    (".csv", "2theta,counts\n" + rows("{x:.2f},{y:.0f}"), None, None),
-    (".csv", rows("{x:.2f};{y:.1f}").replace(".", ","), None, None),
-    (".txt", rows("{x:.2f}\t{y:.1f}").replace(".", ","), None, None),
-    (".txt", "\ufeffSample é\nWavelength = 0.7093 A\n" + rows(), 0.7093, None),
-    (
-        ".txt",
-        "##X-RAY WAVELENGTH=1.541838\n" + rows("{x:.2f}, {y:.3f}") + "##END=\n\n",
-        1.541838,
-        None,
-    ),
-    (".dat", "# Cu Kalpha1\r\n" + rows().replace("\n", "\r\n"), 1.540593, None),
-    (".dat", "! Cu Ka radiation\n" + rows(), 1.541871, None),
-    (".dat", f"{X[0]} 0.05 {X[-1]}\n" + counts(), None, None),
-    (".dat", f"{X[0]} 0.05 {X[-1]} a title\n" + rows("{y:.0f}"), None, None),
-    (".xy", f"{len(X)}\n" + rows(), None, None),
-    (".xy", rows(x=X[::-1], y=Y[::-1]), None, None),
-    (
-        ".csv",
-        "Q (1/A),I\n" + rows("{x:.9f},{y:.0f}", 4 * np.pi * np.sin(np.deg2rad(X / 2))),
-        None,
-        1.0,
-    ),
-    (".csv", "d (A),I\n" + rows("{x:.12f},{y:.0f}", 0.5 / np.sin(np.deg2rad(X / 2))), None, 1.0),
-    (".gsas", BANK + "STD\n" + counts(10), None, None),
-    (".xra", "Cu Ka data\n" + BANK + "STD\n" + counts(10), 1.541871, None),
-    (".fxye", BANK + "FXYE\n" + rows("{x:.4f} {y:.0f} {e:.4f}", 100 * X), None, None),
-    (".gsa", BANK + "FXY\n" + rows("{x:.4f} {y:.0f}", 100 * X), None, None),
-    (".raw", BANK + "STD\n" + counts(10), None, None),
-    (".uxd", UXD + "_START=10\n_STEPSIZE=0.05\n_COUNTS\n" + counts(), CU_MEAN, None),
-    (".uxd", UXD + "_2THETACOUNTS\n" + rows(), CU_MEAN, None),
-    (".udf", UDF + ",".join(f"{v:.0f}" for v in Y) + "/\n", CU_MEAN, None),
-    (".ras", RAS.format(rows("{x:.2f} {y:.1f} 1.0")), CU_MEAN, None),
-    (".xrdml", xrdml(), CU_MEAN, None),
-    (".xrdml", xrdml(mono="<monochromator/>"), 1.5406, None),
-    (".cif", CIF.format(rows()), 0.7, None),
-    (".cif", "_no_block 1\n" + CIF.format(rows()), 0.7, None),
-]
-
-
-@pytest.mark.parametrize("case", range(len(TEXT)))
-def test_text_formats(tmp_path, case):
-    suffix, text, stated, given = TEXT[case]
-    path = tmp_path / ("p" + suffix)
-    path.write_bytes(text.encode("utf-8"))
-    if stated is None:
-        with pytest.raises(ValueError, match="give --wavelength"):
-            load_pattern(path)
-        given = given or 1.5
-    pattern = load_pattern(path, given)
-    np.testing.assert_allclose(pattern.two_theta, X, atol=1e-6)
-    np.testing.assert_allclose(pattern.intensity, Y)
-    assert pattern.wavelength == pytest.approx(given or stated, abs=2e-6)
-    if suffix in (".xye", ".fxye"):
-        np.testing.assert_allclose(pattern.sigma, np.sqrt(Y), rtol=1e-4)
-    else:
-        assert pattern.sigma is None
-    if stated is not None:  # what the user says comes first
-        assert load_pattern(path, 1.23).wavelength == 1.23
-
-
-def brml(path, datum="1,1,{x},{h},{y}", views=True, extra=()):
-    view = (
-        '<DataViews><RawDataView Start="0" Length="1" LogicName="MeasuredTime"/>'
-        '<RawDataView Start="2" Length="2"><Varying><FieldDefinitions AxisId="TwoTheta"/>'
-        '<FieldDefinitions AxisId="Theta"/></Varying></RawDataView>'
-        '<RawDataView Start="4" Length="1"><Recording/></RawDataView></DataViews>'
-    )
-    data = "".join(f"<Datum>{datum.format(x=a, h=a / 2, y=b)}</Datum>" for a, b in zip(X, Y))
-    xml = (
-        '<RawData><FixedInformation><Tube><WaveLengthAlpha1 Unit="A" Value="1.5406"/>'
-        '<WaveLengthAlpha2 Unit="A" Value="1.5444"/><WaveLengthRatio Value="0.5"/></Tube>'
-        '</FixedInformation><DataRoutes><DataRoute RouteFlag="Final"><ScanInformation><ScanAxes>'
-        '<ScanAxisInfo AxisId="TwoTheta"/><ScanAxisInfo AxisId="Theta"/></ScanAxes>'
-        f"</ScanInformation>{data}{view if views else ''}</DataRoute></DataRoutes></RawData>"
-    )
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("Experiment0/RawData0.xml", xml)
-        for name in extra:
-            archive.writestr(name, xml)
-
-
-def rasx(path, axis="TwoThetaTheta"):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("Data0/Profile0.txt", "\ufeff" + rows("{x:.2f}\t{y:.1f}\t1"))
-        archive.writestr(
-            "Data0/MesurementConditions0.xml",
-            f"<C><AxisName>{axis}</AxisName><WavelengthKalpha1>1.5406</WavelengthKalpha1>"
-            "<WavelengthKalpha2>1.5444</WavelengthKalpha2></C>",
-        )
-
-
-def bruker_raw(path, num_ranges=1):
-    header = bytearray(712)
-    header[:7] = b"RAW1.01"
-    struct.pack_into("<i", header, 12, num_ranges)
-    struct.pack_into("<4d", header, 624, 1.5406, 1.5444, 1.39, 0.5)
-    block = bytearray(304)
-    struct.pack_into("<ii", block, 0, 304, len(X))
-    struct.pack_into("<dd", block, 8, X[0] / 2, X[0])
-    struct.pack_into("<d", block, 176, 0.05)
-    path.write_bytes(bytes(header + block) + Y.astype("<f4").tobytes())
-
-
-@pytest.mark.parametrize(
-    ("suffix", "write"),
-    [
-        (".brml", brml),
-        (".brml", lambda path: brml(path, views=False)),
-        (".rasx", rasx),
-        (".raw", bruker_raw),
-    ],
-)
-def test_binary_formats(tmp_path, suffix, write):
-    path = tmp_path / ("p" + suffix)
-    write(path)
-    pattern = load_pattern(path)
-    np.testing.assert_allclose(pattern.two_theta, X, atol=1e-6)
-    np.testing.assert_allclose(pattern.intensity, Y)
-    assert pattern.wavelength == pytest.approx(CU_MEAN)
-    assert pattern.meta["wavelengths"] == (1.5406, 1.5444)
-
 
 SHORT = rows(x=X[:5], y=Y[:5])
 BAD = [
@@ -225,7 +65,8 @@ BAD = [
     (".xrdml", xrdml(data="1 2 x"), "not a number"),
     (".brml", b"PK\x03\x04" + bytes(100), "zip archive is damaged"),
     (".cif", "data_x\n_cell_length_a 4\n", "no measured powder pattern"),
-    (".cif", "loop_ {", "CIF cannot be read"),
+    (".cif", "loop_ {", "no measured powder pattern"),
+    (".cif", "loop_\n_pd_meas_counts_total 1 {", "CIF cannot be read"),
     (".cif", CIF.format(rows()) + "\n_diffrn_radiation_probe neutron\n", "neutron data"),
 ]
 
@@ -298,38 +139,83 @@ def test_saving_refuses_what_it_cannot_write(tmp_path):
         save_pattern(pattern, tmp_path / "p.raw")
 
 
-NO_SCAN = (".cif", ".exp", ".prm", ".pcr", ".md", "")
-CIF_WITH_SCAN = ("crystalyze_HoNdV2O8", "crystalyze_LuOF")  # others hold a structure or a part
+@pytest.mark.parametrize(
+    ("axis", "x"), [("q", q_of(X)), ("d", 0.5 / np.sin(np.deg2rad(X / 2)))], ids=["q", "d"]
+)
+def test_the_axis_can_be_given_and_is_reported(tmp_path, axis, x):
+    path = tmp_path / "p.xy"
+    path.write_text(rows("{x:.12f} {y:.0f}", x))
+    pattern = load_pattern(path, 1.0, axis)
+    np.testing.assert_allclose(pattern.two_theta, X, atol=1e-8)
+    np.testing.assert_allclose(pattern.intensity, Y)
+    assert axis in pattern.meta["axis_from"]
+    with pytest.raises(ValueError, match="axis='r', expected one of two_theta, q, d"):
+        load_pattern(path, 1.0, "r")
+    path.write_text(f"{axis} (1/A), I\n" + rows("{x:.2f} {y:.0f}"))  # a wrong name is overruled
+    np.testing.assert_allclose(load_pattern(path, 1.0, "two_theta").two_theta, X)
 
 
-def test_measured_cases_load_equal_to_their_tables(shared):
-    folder = shared / "data" / "experimental"
-    num = 0
-    for i, case in enumerate(json.loads((folder / "cases.json").read_text())):
-        truth = np.loadtxt(folder / case["name"] / "pattern.csv", delimiter=",", skiprows=1)
-        files = [p for p in (folder / case["name"]).iterdir() if p.suffix.lower() not in NO_SCAN]
-        originals = [p for p in files if p.name != "pattern.csv"] or (files if i % 8 == 0 else [])
-        if case["name"] in CIF_WITH_SCAN:
-            originals.append(folder / case["name"] / "original.cif")
-        for path in originals:
-            pattern = load_pattern(path, case["wavelength_A"][0])
-            # The tables are rounded to 5 decimals and 6 digits.
-            np.testing.assert_allclose(pattern.two_theta, truth[:, 0], atol=6e-6, err_msg=str(path))
-            np.testing.assert_allclose(pattern.intensity, truth[:, 1], rtol=1e-5, atol=1e-5)
-            num += 1
-    assert num >= 47
+@pytest.mark.parametrize("name", ["Energy (keV)", "theta", "Time", "channel"])
+def test_an_axis_of_another_kind_is_refused(tmp_path, name):
+    path = tmp_path / "p.csv"
+    path.write_text(f"{name},Counts\n" + rows("{x:.2f},{y:.0f}"))
+    with pytest.raises(ValueError, match="expected 2-theta, q or d"):
+        load_pattern(path, 1.5)
+
+
+@pytest.mark.parametrize("header", ["d'Arcy, measured by Q", "Time: 12:30", "Date, 2020-01-02"])
+def test_a_sentence_above_the_data_names_no_axis(tmp_path, header):
+    path = tmp_path / "p.xy"
+    path.write_text(f"{header}\n" + rows())
+    np.testing.assert_allclose(load_pattern(path, 1.5).two_theta, X)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+def test_encodings_and_line_ends(tmp_path, encoding):
+    path = tmp_path / "p.txt"
+    path.write_bytes(("Gerät\r\nλ".replace("λ", "K") + "\r\n" + rows()).encode(encoding))
+    np.testing.assert_allclose(load_pattern(path, 1.5).two_theta, X)
+    path.write_bytes(rows().replace("\n", "\r").encode(encoding))
+    np.testing.assert_allclose(load_pattern(path, 1.5).intensity, Y)
 
 
 @pytest.mark.parametrize(
-    ("folder", "file", "wavelength"),
+    ("header", "wavelength"),
     [
-        ("ozakary_RbNb2O5F", "original.xrdml", 1.541874),
-        ("crystallm_pi_Anatase", "original.txt", 1.54059),
-        ("crystalyze_LuOF", "original.cif", 1.540562),
-        ("gsas_PbSO4", "PBSO4.XRA", 1.541871),
-        ("crystalyze_KBi3", "original.cif", 0.406626),
+        ("K-Alpha1 wavelength,1.5406", 1.5406),
+        ("lambda = 1.5406, 1.5444", (1.5406 + 1.5444 / 2) / 1.5),
+        ("LA=0.7093", 0.7093),
+        ("Wavelength: 4.1321e-11 m", 0.41321),
+        ("wavelength = 0.824849630835393", 0.824849630835393),
+        ("Co Ka radiation", (1.788996 + 1.792835 / 2) / 1.5),
+        ("La (0.85) Sr (0.15)", None),  # a composition, no wavelength
+        ("CuKBr 0.5", None),
+        ("K-Beta wavelength,1.39222", None),
+        ("wavelength 0.7\n# wavelength 1.5406", None),  # a contradiction
     ],
 )
-def test_measured_cases_state_their_wavelength(shared, folder, file, wavelength):
-    pattern = load_pattern(shared / "data" / "experimental" / folder / file)
-    assert pattern.wavelength == pytest.approx(wavelength, abs=1e-6)
+def test_wavelengths_in_words(tmp_path, header, wavelength):
+    path = tmp_path / "p.xy"
+    path.write_text(f"# {header}\n" + rows())
+    if wavelength is None:
+        with pytest.raises(ValueError, match="does not state the wavelength"):
+            load_pattern(path)
+    else:
+        pattern = load_pattern(path)
+        assert pattern.wavelength == pytest.approx(wavelength)
+        assert pattern.meta["wavelength_from"] in header
+
+
+def test_the_request_for_a_wavelength_names_the_anode(tmp_path):
+    path = tmp_path / "p.udf"
+    text = UDF.replace("LabdaAlpha", "Other").replace("Anode,Cu", "Anode,Co")
+    path.write_text(text + ",".join(f"{v:.0f}" for v in Y) + "/\n")
+    with pytest.raises(ValueError, match=r"anode Co.*1\.7890 for Co K-alpha1"):
+        load_pattern(path)
+    assert load_pattern(path, 1.789).meta["anode"] == "Co"
+
+
+def test_counts_wider_than_their_field_keep_their_first_digits(tmp_path):
+    path = tmp_path / "p.gsas"
+    path.write_text(BANK + "STD\n" + counts(10, y=Y * 1000))
+    np.testing.assert_allclose(load_pattern(path, 1.5).intensity, Y * 1000)

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 
-from tests.pxrd.test_io import TEXT, brml, bruker_raw, rasx
+from tests.pxrd.test_io_formats import TEXT, brml, bruker_raw, rasx
 from xtalnet_jax.pxrd.io import load_pattern
 
 NUM = int(os.environ.get("XTALNET_FUZZ", "400"))

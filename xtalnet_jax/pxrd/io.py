@@ -18,15 +18,19 @@ from xtalnet_jax.pxrd.readers import (
     vendor_xml,
 )
 from xtalnet_jax.pxrd.readers.base import MAX_BYTES, Scan, decode
+from xtalnet_jax.pxrd.readers.radiation import ANODES, doublet
 
 MIN_POINTS = 10
+MAX_INTENSITY = 1e30  # beyond it is no count of photons, and single precision overflows
+MAX_SCANS = 20
+AXES = ("two_theta", "q", "d")
 _TEXT: dict[str, Callable[[str], Scan]] = {
     ".uxd": vendor_text.read_uxd,
     ".udf": vendor_text.read_udf,
     ".ras": vendor_text.read_ras,
     ".cif": pdcif.read,
 }
-_ZIP: dict[str, Callable[[Path], Scan]] = {
+_ZIP: dict[str, Callable[[bytes], Scan]] = {
     ".brml": vendor_xml.read_brml,
     ".rasx": vendor_xml.read_rasx,
 }
@@ -34,15 +38,15 @@ _COLUMNS = (".xy", ".xye", ".csv", ".txt", ".dat", ".asc", ".tsv", ".xyd", ".chi
 _GSAS = (".gsa", ".gsas", ".gss", ".gda", ".xra", ".fxye", ".raw")
 
 
-def _read(path: Path) -> Scan:
+def _read(path: Path, axis: str | None) -> Scan:
     """Choose the reader by the suffix, and by the content where a suffix is ambiguous."""
     suffix = path.suffix.lower()
-    if suffix in _ZIP:
-        return _ZIP[suffix](path)
     data = path.read_bytes()
+    if suffix in _ZIP:
+        return _ZIP[suffix](data)
     if suffix == ".xrdml":
         return vendor_xml.read_xrdml(data)
-    if data[:3] == b"RAW" and suffix in (".raw", ""):
+    if data[:3] == b"RAW" and suffix == ".raw" and b"\0" in data[:2000]:
         return bruker_raw.read(data)
     if suffix not in (*_TEXT, *_COLUMNS, *_GSAS):
         raise ValueError(
@@ -56,7 +60,7 @@ def _read(path: Path) -> Scan:
         if not gsas.is_gsas(text):
             raise ValueError("no BANK line; expected GSAS powder data (or rename the file to .xy)")
         return gsas.read(text)
-    return columns.read(text, suffix)
+    return columns.read(text, suffix, axis)
 
 
 def _line(scan: Scan, i: int) -> str:
@@ -80,12 +84,12 @@ def _ordered(scan: Scan, x: np.ndarray, y: np.ndarray, sigma: np.ndarray | None)
             "angles were falling; reversed",
         )
     breaks = np.flatnonzero(~rises)
-    runs = np.diff(np.concatenate([[0], breaks + 1, [len(x)]]))
     falls = np.flatnonzero(np.diff(x) < 0)
-    steps = [np.diff(part) for part in np.split(x, breaks + 1)]
-    even = all(len(s) >= 9 and s.max() <= 1.5 * np.median(s) for s in steps)
-    if len(runs) <= 20 and even:
-        return *merge_points(x, y, sigma), f"{len(runs)} merged scans; sorted, same angles averaged"
+    if len(breaks) < MAX_SCANS:
+        steps = [np.diff(part) for part in np.split(x, breaks + 1)]
+        if all(len(s) >= 9 and s.max() <= 1.5 * np.median(s) for s in steps):
+            note = f"{len(steps)} merged scans; sorted, same angles averaged"
+            return *merge_points(x, y, sigma), note
     i = int(falls[0] if len(falls) else breaks[0]) + 1
     raise ValueError(
         f"{_line(scan, i)}2-theta is {x[i]:g} after {x[i - 1]:g}, expected increasing angles; "
@@ -93,7 +97,18 @@ def _ordered(scan: Scan, x: np.ndarray, y: np.ndarray, sigma: np.ndarray | None)
     )
 
 
-def _checked(scan: Scan, wavelength: float | None) -> Pattern:
+def _ask_for_wavelength(anode: str | None) -> str:
+    """The request, with the values for the anode where the file names it."""
+    name = next((a for a in ANODES if str(anode).strip().lower().startswith(a.lower())), None)
+    source = doublet(*ANODES[name or "Cu"])
+    return (
+        f"the file does not state the wavelength{f' (anode {name})' if name else ''}; give "
+        f"--wavelength (wavelength=...), e.g. {ANODES[name or 'Cu'][0]:.4f} for {name or 'Cu'} "
+        f"K-alpha1 or {source['wavelength']:.4f} for {name or 'Cu'} K-alpha"
+    )
+
+
+def _checked(scan: Scan, wavelength: float | None, axis: str | None) -> Pattern:
     """Turn a scan into a pattern, or say what is wrong with it."""
     x, y = np.asarray(scan.x, float).ravel(), np.asarray(scan.intensity, float).ravel()
     sigma = None if scan.sigma is None else np.asarray(scan.sigma, float).ravel()
@@ -114,15 +129,13 @@ def _checked(scan: Scan, wavelength: float | None) -> Pattern:
             notes.append(f"the file states {scan.wavelength:.6g} angstrom")
         meta.pop("wavelengths", None)
     if wavelength is None:
-        raise ValueError(
-            "the file does not state the wavelength; give --wavelength (wavelength=...), e.g. "
-            "1.5406 for Cu K-alpha1 or 1.5418 for Cu K-alpha"
-        )
+        raise ValueError(_ask_for_wavelength(meta.get("anode")))
     if not 0.05 <= wavelength <= 5:
         raise ValueError(f"the wavelength is {wavelength:g}, expected 0.05 to 5 angstrom")
-    if scan.axis == "q":
+    axis = axis or scan.axis
+    if axis == "q":
         x = two_theta_from_q(x, wavelength)
-    elif scan.axis == "d":
+    elif axis == "d":
         x = two_theta_from_d(x, wavelength)
     x, y, sigma, note = _ordered(scan, x, y, sigma)
     notes += [note] if note else []
@@ -140,6 +153,8 @@ def _checked(scan: Scan, wavelength: float | None) -> Pattern:
         raise ValueError(
             f"all intensities are {low:g} to {high:g}; expected positive counts that vary"
         )
+    if high > MAX_INTENSITY:
+        raise ValueError(f"intensities reach {high:g}, expected counts below {MAX_INTENSITY:g}")
     if low < -0.1 * high:
         raise ValueError(
             f"intensities fall to {low:g} with a maximum of {high:g}; expected counts, not a "
@@ -155,7 +170,9 @@ def _checked(scan: Scan, wavelength: float | None) -> Pattern:
     return Pattern(x.copy(), y.copy(), float(wavelength), sigma, meta)
 
 
-def load_pattern(path: str | Path, wavelength: float | None = None) -> Pattern:
+def load_pattern(
+    path: str | Path, wavelength: float | None = None, axis: str | None = None
+) -> Pattern:
     """Read a powder pattern.
 
     Formats: columns (.xy .xye .csv .txt .dat), PANalytical .xrdml, Bruker .brml, .uxd and .raw
@@ -165,10 +182,14 @@ def load_pattern(path: str | Path, wavelength: float | None = None) -> Pattern:
         path: the file.
         wavelength: angstrom; overrides what the file states, and is needed if it states nothing.
             Where the file states a K-alpha doublet, the intensity-weighted mean is taken.
+        axis: what the abscissa is where the file does not say it: ``two_theta`` (degrees), ``q``
+            (1/angstrom, 4 pi sin(theta) / wavelength) or ``d`` (angstrom). By default the name of
+            the column decides, and without one it is 2-theta.
 
     Returns:
         The pattern with strictly increasing 2-theta; ``meta`` holds what the file said
-        (``wavelengths``, ``anode``, ``sample``, ``title``) and every ``note`` of a repair.
+        (``wavelengths``, ``anode``, ``sample``, ``title``), by which words a header gave the
+        wavelength or the axis (``wavelength_from``, ``axis_from``), and every ``note`` of a repair.
 
     Raises:
         ValueError: anything is wrong with the file; one sentence with the file and the fix.
@@ -188,7 +209,9 @@ def load_pattern(path: str | Path, wavelength: float | None = None) -> Pattern:
             )
         if wavelength is not None and not (np.isfinite(wavelength) and wavelength > 0):
             raise ValueError(f"wavelength={wavelength}, expected a positive number of angstrom")
-        pattern = _checked(_read(path), wavelength)
+        if axis is not None and axis not in AXES:
+            raise ValueError(f"axis={axis!r}, expected one of {', '.join(AXES)}")
+        pattern = _checked(_read(path, axis), wavelength, axis)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:

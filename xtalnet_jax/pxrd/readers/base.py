@@ -7,6 +7,7 @@ sentence. Readers name the line; the name of the file is put in front by `io.loa
 
 from __future__ import annotations
 
+import io
 import re
 import zipfile
 import zlib
@@ -16,20 +17,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-MAX_BYTES = 200_000_000
-"""Largest file, or largest member of a zip archive after unpacking."""
-MAX_LINES = 2_000_000
-
-# K-alpha1 and K-alpha2 in angstrom: Hoelzer et al., Phys. Rev. A 56, 4554 (1997) for Cr, Fe, Co,
-# Cu; Bearden, Rev. Mod. Phys. 39, 78 (1967), on the same scale for Mo and Ag.
-ANODES = {
-    "Cr": (2.289726, 2.293651),
-    "Fe": (1.936041, 1.939973),
-    "Co": (1.788996, 1.792835),
-    "Cu": (1.540593, 1.544427),
-    "Mo": (0.709317, 0.713607),
-    "Ag": (0.559422, 0.563813),
-}
+MAX_BYTES = 32_000_000
+"""Largest file, or largest sum of the members of a zip archive after unpacking."""
+MAX_WORDS = 1_200_000
+"""Most words and most lines of a text; a long scan has a tenth of that."""
+MAX_TAGS = 300_000
+MAX_MEMBERS = 5_000
 
 
 class Scan(NamedTuple):
@@ -44,49 +37,85 @@ class Scan(NamedTuple):
     lines: Sequence[int] | None = None  # line numbers of the points, for error messages
 
 
+def _check_length(text: str) -> None:
+    """Refuse more words or lines than any scan has, before they become Python objects."""
+    data = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
+    is_break, is_gap = np.zeros((2, 256), bool)
+    is_break[[10, 11, 12, 13, 28, 29, 30, 0x85, 0xA8, 0xA9]] = True  # the last of U+0085, U+2028, 9
+    is_gap[[9, 10, 11, 12, 13, 32, 44, 59]] = True
+    num_words = num_lines = 0
+    for start in range(0, len(data), 1 << 22):
+        part = data[start : start + (1 << 22)]
+        gap = is_gap[part]
+        num_words += int(np.count_nonzero(gap[1:] & ~gap[:-1])) + 1
+        num_lines += int(np.count_nonzero(is_break[part]))
+    if max(num_words, num_lines) > MAX_WORDS:
+        raise ValueError(
+            f"{max(num_words, num_lines)} words or lines are too many for one pattern "
+            f"(limit {MAX_WORDS}); export one scan as .xy"
+        )
+
+
+def _wide(head: bytes) -> str | None:
+    """UTF-16 by its byte-order mark, or without one by every second byte being zero."""
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    for encoding, zeros, letters in (
+        ("utf-16-le", head[1::2], head[::2]),
+        ("utf-16-be", head[::2], head[1::2]),
+    ):
+        if len(zeros) > 8 and zeros.count(0) > 0.95 * len(zeros) and 0 not in letters:
+            return encoding
+    return None
+
+
 def decode(data: bytes) -> str:
-    """Text of a file in UTF-8, UTF-16 with a byte-order mark, or Latin-1.
+    """Text of a file in UTF-8, UTF-16 or Latin-1, with or without a byte-order mark.
 
     Raises:
-        ValueError: the bytes are not text, or too many lines.
+        ValueError: the bytes are not text, or too many words or lines.
     """
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    head = data[:65536]
+    wide = _wide(head)
+    control = sum(head.count(bytes([c])) for c in range(32) if c not in (9, 10, 12, 13, 26))
+    if wide:
         try:
-            text = data.decode("utf-16")
+            text = data.decode(wide)
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"the text is broken UTF-16 ({error.reason}); save it as UTF-8"
             ) from None
+    elif b"\0" in data or control > 0.01 * len(head) + 1:
+        raise ValueError(
+            "the file is binary, not text; export the scan as .xy (2-theta, intensity)"
+        )
     else:
-        head = data[:65536]
-        control = sum(head.count(bytes([c])) for c in range(32) if c not in (9, 10, 12, 13, 26))
-        if b"\0" in data or control > 0.01 * len(head) + 1:
-            raise ValueError(
-                "the file is binary, not text; export the scan as .xy (2-theta, intensity)"
-            )
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             text = data.decode("latin-1")
-    num_lines = text.count("\n") + text.count("\r")
-    if num_lines > 2 * MAX_LINES:
-        raise ValueError(f"{num_lines} lines are too many for one pattern (limit {MAX_LINES})")
-    return text
+    _check_length(text)
+    return text.removeprefix("\ufeff")
 
 
 def parse_xml(data: bytes) -> ElementTree.Element:
     """Parse XML without a document type, and drop the namespaces from the tags.
 
     Raises:
-        ValueError: not well-formed, or it has a DOCTYPE or ENTITY.
+        ValueError: not well-formed, too many tags, or it has a DOCTYPE or ENTITY.
     """
     text = decode(data)
     if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
         raise ValueError(
             "the XML declares a DOCTYPE or ENTITY, which no instrument writes; refused"
         )
+    num_tags = max(text.count("<"), text.count("="))
+    if num_tags > MAX_TAGS:
+        raise ValueError(
+            f"{num_tags} tags or attributes are too many for one scan (limit {MAX_TAGS})"
+        )
     try:
-        root = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text))
+        root = ElementTree.fromstring(re.sub(r"\A\s*<\?xml[^>]*\?>", "", text))
     except ElementTree.ParseError as error:
         raise ValueError(f"the XML is damaged ({error}); export the scan again") from None
     except ValueError as error:
@@ -97,24 +126,34 @@ def parse_xml(data: bytes) -> ElementTree.Element:
     return root
 
 
-def read_zip(path: Any, pattern: str) -> dict[str, bytes]:
+def read_zip(data: bytes, pattern: str) -> dict[str, bytes]:
     """Members of a zip archive whose name matches ``pattern``, in the order of their numbers.
+
+    What the archive says about sizes is not believed: reading stops at the stated size, and the
+    stated sizes together may not exceed `MAX_BYTES`. Only the two ways of packing that instruments
+    use are unpacked (others may claim gigabytes for their dictionary).
 
     Raises:
         ValueError: not a zip archive, damaged, encrypted, or too large when unpacked.
     """
+    if data.count(b"PK\x01\x02") > MAX_MEMBERS:
+        raise ValueError(f"the archive has more than {MAX_MEMBERS} parts; export the scan as .xy")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = [m for m in archive.infolist() if re.search(pattern, m.filename)]
-            if len(members) > 1000 or sum(m.file_size for m in members) > MAX_BYTES:
+            total = sum(m.file_size for m in members)
+            if len(members) > 1000 or total > MAX_BYTES:
                 raise ValueError(
-                    f"unpacked, the archive has {len(members)} parts of "
-                    f"{sum(m.file_size for m in members) / 1e6:.0f} MB, more than any scan "
-                    f"({MAX_BYTES / 1e6:.0f} MB); export the scan as .xy"
+                    f"unpacked, the archive has {len(members)} parts of {total / 1e6:.0f} MB, "
+                    f"more than any scan ({MAX_BYTES / 1e6:.0f} MB); export the scan as .xy"
+                )
+            if {m.compress_type for m in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                raise ValueError(
+                    "the archive is packed in an unusual way (not deflate); export the scan as .xy"
                 )
             found = {}
             for member in members:
-                with archive.open(member) as handle:  # the size in the directory may be a lie
+                with archive.open(member) as handle:
                     found[member.filename] = handle.read(member.file_size + 1)[: member.file_size]
     except (
         zipfile.BadZipFile,
@@ -130,7 +169,7 @@ def read_zip(path: Any, pattern: str) -> dict[str, bytes]:
     except (KeyError, IndexError, OverflowError, UnicodeError, LookupError, MemoryError) as e:
         raise ValueError(f"the zip archive is damaged ({e!r}); export it again") from None
     return dict(
-        sorted(found.items(), key=lambda item: [int(n) for n in re.findall(r"\d+", item[0])])
+        sorted(found.items(), key=lambda item: [int(n[:9]) for n in re.findall(r"\d+", item[0])])
     )
 
 
@@ -163,35 +202,3 @@ def grid(start: float, step: float, num: int) -> np.ndarray:
             f"the scan starts at {start} with step {step} and {num} points; expected a step > 0"
         )
     return start + step * np.arange(num)
-
-
-def doublet(
-    alpha1: float | None, alpha2: float | None, ratio: float | None = 0.5
-) -> dict[str, Any]:
-    """Wavelength and meta for a stated K-alpha doublet: the intensity-weighted mean of the two."""
-    if not alpha1:
-        return {"wavelength": None, "meta": {}}
-    if not alpha2 or ratio == 0 or alpha2 < alpha1 or alpha2 > 1.05 * alpha1:
-        return {"wavelength": alpha1, "meta": {"wavelengths": (alpha1,)}}
-    ratio = 0.5 if ratio is None or not 0 < ratio <= 1 else ratio
-    mean = (alpha1 + ratio * alpha2) / (1 + ratio)
-    return {"wavelength": mean, "meta": {"wavelengths": (alpha1, alpha2), "kalpha_ratio": ratio}}
-
-
-def stated_wavelength(header: Sequence[str]) -> dict[str, Any]:
-    """Wavelength that a free-text header states, in angstrom or as "Cu K-alpha"."""
-    text = "\n".join(header)
-    found = re.search(
-        r"(?i)(?:wave\s*length|lambda|\bLA|\bWL)1?\b[^\d\n]{0,25}?(\d\.\d{2,9})(?!\d*\s*nm)", text
-    )
-    if found:
-        return {"wavelength": float(found[1]), "meta": {"wavelength_from": found[0].strip()}}
-    found = re.search(
-        r"\b(Cr|Fe|Co|Cu|Mo|Ag)[\s-]*K[\s_-]*(?:alpha|α|a)[\s_-]*(1?)(?![a-z0-9])", text
-    )
-    if found:
-        alpha1, alpha2 = ANODES[found[1]]
-        both = not found[2] or re.search(r"(?i)K[\s_-]*(?:alpha|α|a)[\s_-]*2", text)
-        radiation = doublet(alpha1, alpha2 if both else None)
-        return radiation | {"meta": {**radiation["meta"], "wavelength_from": found[0].strip()}}
-    return {"wavelength": None, "meta": {}}

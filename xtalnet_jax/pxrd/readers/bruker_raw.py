@@ -12,7 +12,8 @@ import struct
 
 import numpy as np
 
-from xtalnet_jax.pxrd.readers.base import Scan, doublet, grid
+from xtalnet_jax.pxrd.readers.base import Scan, grid
+from xtalnet_jax.pxrd.readers.radiation import doublet
 
 _FILE_HEADER = 712
 _RANGE_HEADER = 304

@@ -11,23 +11,30 @@ import re
 
 import numpy as np
 
-from xtalnet_jax.pxrd.readers.base import Scan, grid, number, numbers, stated_wavelength
+from xtalnet_jax.pxrd.readers.base import Scan, grid, number, numbers
+from xtalnet_jax.pxrd.readers.radiation import stated_wavelength
 
 
 def is_gsas(text: str) -> bool:
     """Whether a ``BANK`` or ``TIME_MAP`` line is there."""
-    return re.search(r"(?m)^\s*(BANK\s+\d+\s+\d+\s+\d+\s+\w+|TIME_MAP)", text[:100_000]) is not None
+    return (
+        re.search(r"(?m)^[ \t]*(BANK[ \t]+\d+[ \t]+\d+[ \t]+\d+[ \t]+\w|TIME_MAP)", text[:100_000])
+        is not None
+    )
 
 
 def _fields(lines: list[str], skip: int) -> list[str]:
     """Fields of eight characters, of which ``skip`` are dropped; or free format.
 
-    Fixed columns are taken where every line ends on a field boundary.
+    Fixed columns are taken where every line ends on a field boundary. Characters to be dropped
+    that are blank in some fields and digits in others belong to long counts and are kept.
     """
     lines = [line.rstrip() for line in lines if line.strip()]
-    if all(len(line) % 8 == 0 for line in lines):
-        return [line[i + skip : i + 8] for line in lines for i in range(0, len(line), 8)]
-    return [token for line in lines for token in re.split(r"[\s,]+", line) if token]
+    if any(len(line) % 8 for line in lines):
+        return [token for line in lines for token in re.split(r"[\s,]+", line) if token]
+    fields = [line[i : i + 8] for line in lines for i in range(0, len(line), 8)]
+    dropped = {field[:skip].strip() for field in fields}
+    return fields if "" in dropped and len(dropped) > 1 else [field[skip:] for field in fields]
 
 
 def read(text: str) -> Scan:
@@ -36,7 +43,7 @@ def read(text: str) -> Scan:
     Raises:
         ValueError: time of flight, several banks, an unknown type, or fewer points than promised.
     """
-    if re.search(r"(?m)^\s*TIME_MAP", text):
+    if re.search(r"(?m)^[ \t]*TIME_MAP", text):
         raise ValueError(
             "this is time-of-flight data (TIME_MAP); only X-ray patterns are supported"
         )

@@ -18,6 +18,10 @@ _INTENSITIES = (
     "_pd_meas_intensity_net",
     "_pd_proc_intensity_net",
 )
+_NO_PATTERN = (
+    "no measured powder pattern in the CIF (a crystal structure only?); expected a loop with "
+    "_pd_meas_2theta_scan and _pd_meas_counts_total or _pd_proc_intensity_total"
+)
 
 
 def _wavelength(block: Any, as_number: Any) -> float | None:
@@ -43,11 +47,13 @@ def read(text: str) -> Scan:
     """
     from gemmi import cif
 
+    if not re.search(rf"(?m)^[ \t]*(?:{'|'.join(_INTENSITIES)})\s", text):
+        raise ValueError(_NO_PATTERN)
     try:
         document = cif.read_string(text)
     except (ValueError, RuntimeError) as error:
         # Publication files often break the grammar far from the pattern: take its block alone.
-        tag = re.search(rf"(?m)^\s*(?:{'|'.join(_INTENSITIES)})\s", text)
+        tag = re.search(rf"(?m)^[ \t]*(?:{'|'.join(_INTENSITIES)})\s", text)
         heads = [m.start() for m in re.finditer(r"(?m)^data_\S", text)] + [len(text)]
         head = max((h for h in heads if tag and h < tag.start()), default=None)
         try:
@@ -56,7 +62,7 @@ def read(text: str) -> Scan:
             document = cif.read_string(text[head : min(h for h in heads if h > head)])
         except (ValueError, RuntimeError):
             raise ValueError(f"the CIF cannot be read ({str(error)[:120]})") from None
-    if re.search(r"(?m)^\s*_pd_meas_time_of_flight\b", text):
+    if re.search(r"(?m)^[ \t]*_pd_meas_time_of_flight\b", text):
         raise ValueError("this is time-of-flight data; only X-ray patterns are supported")
     as_number = cif.as_number
     for block in document:
@@ -83,7 +89,4 @@ def read(text: str) -> Scan:
             stated = {_wavelength(b, as_number) for b in document} - {None}
             wavelength = stated.pop() if len(stated) == 1 else None
         return Scan(x, intensity, wavelength=wavelength, meta={"block": block.name})
-    raise ValueError(
-        "no measured powder pattern in the CIF (a crystal structure only?); expected a loop with "
-        "_pd_meas_2theta_scan and _pd_meas_counts_total or _pd_proc_intensity_total"
-    )
+    raise ValueError(_NO_PATTERN)

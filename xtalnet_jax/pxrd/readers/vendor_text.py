@@ -10,7 +10,8 @@ import re
 
 import numpy as np
 
-from xtalnet_jax.pxrd.readers.base import Scan, doublet, grid, number, numbers
+from xtalnet_jax.pxrd.readers.base import Scan, grid, number, numbers
+from xtalnet_jax.pxrd.readers.radiation import doublet
 
 
 def _optional(value: str | None, what: str) -> float | None:

@@ -8,7 +8,8 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from xtalnet_jax.pxrd.readers.base import Scan, doublet, number, numbers, parse_xml, read_zip
+from xtalnet_jax.pxrd.readers.base import Scan, decode, number, numbers, parse_xml, read_zip
+from xtalnet_jax.pxrd.readers.radiation import doublet
 
 
 def _text(root: Element, name: str) -> str | None:
@@ -122,13 +123,13 @@ def _brml_columns(route: Element, width: int) -> tuple[int, int]:
     return angle, counts
 
 
-def read_brml(path: Any) -> Scan:
+def read_brml(data: bytes) -> Scan:
     """Bruker .brml: a zip with one ``RawData*.xml`` per scan, a ``Datum`` per step.
 
     Raises:
         ValueError: not such an archive, several scans, or a scan of another axis.
     """
-    members = read_zip(path, r"(?i)(RawData\d*|MeasurementContainer)\.xml$")
+    members = read_zip(data, r"(?i)(RawData\d*|MeasurementContainer)\.xml$")
     raws = [v for k, v in members.items() if "rawdata" in k.lower()]
     if len(raws) != 1:
         raise ValueError(
@@ -155,20 +156,20 @@ def read_brml(path: Any) -> Scan:
     return Scan(table[:, angle], table[:, counts], wavelength=source["wavelength"], meta=meta)
 
 
-def read_rasx(path: Any) -> Scan:
+def read_rasx(data: bytes) -> Scan:
     """Rigaku .rasx: a zip with ``Profile0.txt`` (angle, intensity, attenuation) and its conditions.
 
     Raises:
         ValueError: not such an archive, several scans, or a scan of another axis.
     """
-    members = read_zip(path, r"(?i)(Profile\d+\.txt|Mea?surementConditions\d+\.xml)$")
+    members = read_zip(data, r"(?i)(Profile\d+\.txt|Mea?surementConditions\d+\.xml)$")
     profiles = [v for k, v in members.items() if "profile" in k.lower()]
     conditions = [parse_xml(v) for k, v in members.items() if "conditions" in k.lower()]
     if len(profiles) != 1 or len(conditions) > 1:
         raise ValueError(
             f"{len(profiles)} scans in the .rasx file, expected one; export the scan as .xy"
         )
-    text = profiles[0].decode("utf-8-sig", errors="replace")
+    text = decode(profiles[0])
     rows = [numbers(line, "a row of the profile") for line in text.splitlines() if line.strip()]
     if not rows or any(len(row) != len(rows[0]) for row in rows) or len(rows[0]) not in (2, 3):
         raise ValueError(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from xtalnet_jax.crystals.lattice import metric_tensor
 from xtalnet_jax.models import pairs as pair
+from xtalnet_jax.models import transformer
 from xtalnet_jax.models.embeddings import fan_in_uniform
 from xtalnet_jax.models.transformer import CrossAttention, layer_norm
 
@@ -40,7 +41,7 @@ class CSPLayer(nn.Module):
         """Update atom features [n_graph, n_node, d] (`DensePairs`) or [n_atom, d] (`EdgeList`)."""
 
         def dense(name: str) -> nn.Dense:
-            return nn.Dense(self.width, kernel_init=fan_in_uniform(), dtype=self.dtype, name=name)
+            return transformer.dense(self.width, name, self.dtype, fan_in_uniform())
 
         if isinstance(pairs, pair.EdgeList):
             num_pair = pairs.features.shape[-1]

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from xtalnet_jax.models.embeddings import fourier_differences, nearest_distance, radial_basis
+from xtalnet_jax.models.fast import product
 
 
 class EdgeKernel(NamedTuple):
@@ -174,16 +175,13 @@ def mean_messages(
     exact = jax.lax.Precision.HIGHEST
     per_graph = jnp.matmul(lattice_features, to_lattice, precision=exact) + first.bias[None]
 
-    def project(x: jax.Array, w: jax.Array) -> jax.Array:
-        return jnp.matmul(x.astype(dtype), w.astype(dtype))
-
-    receiver = project(h, to_receiver) + per_graph[:, None].astype(dtype)
-    sender = project(h, to_sender)
-    odd = project(pairs.sin, to_sin)
-    even = project(pairs.cos, to_cos)
+    receiver = product(h, to_receiver, dtype) + per_graph[:, None].astype(dtype)
+    sender = product(h, to_sender, dtype)
+    odd = product(pairs.sin, to_sin, dtype)
+    even = product(pairs.cos, to_cos, dtype)
     alone = to_cos.sum(0)  # cos 0 = 1 and sin 0 = 0 on the pair of an atom with itself
     if pairs.radial.shape[-1]:
-        even = even + project(pairs.radial, to_radial)
+        even = even + product(pairs.radial, to_radial, dtype)
         alone = alone + pairs.radial_self @ to_radial
     n = h.shape[1]
     forth, back = n // 2, (n - 1) // 2  # for even n the offset n / 2 is its own way back

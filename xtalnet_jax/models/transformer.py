@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from xtalnet_jax.models.fast import Dropout, dot_general
+
 bert_init = nn.initializers.normal(0.02)
+lecun = nn.initializers.lecun_normal()
+
+
+def dense(features: int, name: str, dtype: Any = None, init: Any = bert_init) -> nn.Dense:
+    """Dense layer whose product is the fast one for ``dtype``, see `fast.dot_general`."""
+    return nn.Dense(features, kernel_init=init, dtype=dtype, dot_general=dot_general, name=name)
 
 
 def layer_norm(name: str, dtype: Any = None) -> nn.LayerNorm:
@@ -52,12 +60,12 @@ class SelfAttention(nn.Module):
     ) -> Float[Array, "n_graph n_token d"]:
         """Mix the tokens; masked ones are not looked at."""
         width = x.shape[-1]
-        qkv = nn.Dense(3 * width, kernel_init=bert_init, dtype=self.dtype, name="qkv")(x)
+        qkv = dense(3 * width, "qkv", self.dtype)(x)
         query, key, value = jnp.split(qkv.reshape(*x.shape[:2], 3 * self.heads, -1), 3, 2)
         weight, value = attend(query, key, value, mask)
-        weight = nn.Dropout(self.dropout)(weight, deterministic=not train)
+        weight = Dropout(self.dropout)(weight, deterministic=not train)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weight, value).reshape(x.shape)
-        return nn.Dense(width, kernel_init=bert_init, dtype=self.dtype, name="out")(mixed)
+        return dense(width, "out", self.dtype)(mixed)
 
 
 class CrossAttention(nn.Module):
@@ -76,14 +84,12 @@ class CrossAttention(nn.Module):
         """Return ``h + attention(LN(h), tokens)``."""
         width = h.shape[-1]
         x = layer_norm("norm", self.dtype)(h)
-        query = nn.Dense(width, dtype=self.dtype, name="query")(x)
-        key, value = jnp.split(
-            nn.Dense(2 * width, dtype=self.dtype, name="key_value")(tokens), 2, -1
-        )
+        query = dense(width, "query", self.dtype, lecun)(x)
+        key, value = jnp.split(dense(2 * width, "key_value", self.dtype, lecun)(tokens), 2, -1)
         query, key, value = (a.reshape(*a.shape[:2], self.heads, -1) for a in (query, key, value))
         weight, values = attend(query, key, value, mask)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weight, values).reshape(h.shape)
-        return h + nn.Dense(width, dtype=self.dtype, name="out")(mixed).astype(h.dtype)
+        return h + dense(width, "out", self.dtype, lecun)(mixed).astype(h.dtype)
 
 
 class EncoderLayer(nn.Module):
@@ -102,14 +108,14 @@ class EncoderLayer(nn.Module):
         train: bool,
     ) -> Float[Array, "n_graph n_token d"]:
         """Apply the layer; the residual stream keeps its own type."""
-        drop = nn.Dropout(self.dropout)
+        drop = Dropout(self.dropout)
         attention = SelfAttention(self.heads, self.dropout, self.dtype, name="attention")
         mixed = attention(layer_norm("attention_norm", self.dtype)(x), mask, train)
         x = x + drop(mixed, deterministic=not train).astype(x.dtype)
         y = layer_norm("ffn_norm", self.dtype)(x)
-        y = nn.Dense(self.ffn, kernel_init=bert_init, dtype=self.dtype, name="fc1")(y)
+        y = dense(self.ffn, "fc1", self.dtype)(y)
         y = jax.nn.gelu(y, approximate=False)
-        y = nn.Dense(x.shape[-1], kernel_init=bert_init, dtype=self.dtype, name="fc2")(y)
+        y = dense(x.shape[-1], "fc2", self.dtype)(y)
         return x + drop(y, deterministic=not train).astype(x.dtype)
 
 
@@ -133,7 +139,7 @@ class Encoder(nn.Module):
         """Encode embeddings; masked tokens come out as 0 and influence nothing."""
         real = mask[..., None]
         x = layer_norm("embedding_norm")(x)
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = Dropout(self.dropout)(x, deterministic=not train)
         x = jnp.where(real, x, 0.0)
         layer = nn.remat(EncoderLayer, static_argnums=(3,)) if self.remat else EncoderLayer
         for i in range(self.layers):

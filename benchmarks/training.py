@@ -1,0 +1,126 @@
+"""Speed and memory of the training step at default size, against the reference implementation.
+
+    python -m benchmarks.training --inputs FOLDER_OF_BENCH_NPZ
+
+Runs forward, backward and Adam of both published recipes (``configs/cpcp_hmof100.py`` and
+``configs/ccsg_hmof100.py``, networks 512 wide) on the reference's own two input batches, each case
+in a fresh process. ``buckets`` cuts the crystals into batches of similar size, as training does
+(a rate is all crystals over the time of all batches); ``one batch`` pads them all to the largest.
+Ratios are to the reference's figures in `benchmarks.inputs`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.inputs import (
+    REFERENCE_PEAK_GB,
+    SIZES,
+    clocked,
+    in_fresh_process,
+    load_inputs,
+    parser,
+    peak_gb,
+    write,
+)
+
+MODULE = "benchmarks.training"
+
+
+def recipe(task: str, overrides: dict[str, Any]) -> Any:
+    """Return the published recipe; ``overrides`` maps dotted names to values."""
+    from configs import ccsg_hmof100, cpcp_hmof100
+
+    config = {"ccsg": ccsg_hmof100, "cpcp": cpcp_hmof100}[task].get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict(overrides)
+    return config
+
+
+def measure(case: dict[str, Any]) -> dict[str, Any]:
+    """Time the steps of one case in this process."""
+    from xtalnet_jax.data.batches import BucketedBatches
+    from xtalnet_jax.tasks import task_from_config
+    from xtalnet_jax.training.config import complete_config
+    from xtalnet_jax.training.optim import frozen_mask, make_optimizer, make_schedule
+    from xtalnet_jax.training.state import init_state
+    from xtalnet_jax.training.steps import make_train_step
+
+    packed = load_inputs(case["inputs"], case["size"])
+    edges = SIZES[case["size"]].edges
+    if case["layout"] == "one batch":
+        edges = (int(packed.num_atoms.max()),)
+    members = np.bincount(np.searchsorted(edges, packed.num_atoms), minlength=len(edges))
+    rows = {n: max(int(m), 1) for n, m in zip(edges, members)}
+    source = BucketedBatches(packed, edges, batch_sizes=rows, shuffle=False)
+    batches = [source.batch(i) for i in range(source.num_steps_per_epoch)]
+
+    config = recipe(case["task"], case["overrides"])
+    task, train = task_from_config(config), complete_config(config.train)
+    key = jax.random.key(0)
+    frozen = frozen_mask(jax.eval_shape(task.init, key, batches[0]), train.freeze)
+    tx = make_optimizer(train, make_schedule(train.optim, 10_000, 10), frozen)
+    step = jax.jit(make_train_step(task, tx, frozen), donate_argnums=0)
+
+    state = jax.jit(lambda: init_state(task.init(key, batches[0]), tx, ema=False))()
+    wall = processor = 0.0
+    losses = []
+    for batch in map(jax.device_put, batches):
+
+        def advance(batch: Any = batch) -> Any:
+            nonlocal state
+            state, metrics = step(state, (), batch)
+            return metrics
+
+        losses.append(float(advance()["loss"]))
+        time = clocked(advance, case["repeats"], warm_up=0)
+        wall, processor = wall + time.wall, processor + time.processor
+    if not np.isfinite(losses).all():
+        raise RuntimeError(f"the losses {losses} are not finite")
+    return {
+        "crystals_per_s": packed.num_crystals / wall,
+        "processor_s_per_crystal": processor / packed.num_crystals,
+        "peak_gb": peak_gb(),
+    }
+
+
+def main() -> None:
+    """Measure all cases and write the table."""
+    arguments = parser(__doc__, "results/training_speed.json")
+    arguments.add_argument("--inputs", help="folder with bench_*.npz")
+    arguments.add_argument("--task", nargs="+", default=["ccsg", "cpcp"])
+    arguments.add_argument("--size", nargs="+", default=list(SIZES))
+    arguments.add_argument("--layout", nargs="+", default=["buckets", "one batch"])
+    arguments.add_argument("--set", default="{}", help="recipe fields to change, as JSON")
+    args = arguments.parse_args()
+    if args.case:
+        print(json.dumps(measure(json.loads(args.case))))
+        return
+    if not args.inputs:
+        arguments.error("--inputs=FOLDER with the bench_*.npz files is needed")
+    rows = []
+    for task in args.task:
+        for size in args.size:
+            for layout in args.layout:
+                case = {"task": task, "size": size, "layout": layout, "inputs": args.inputs}
+                case |= {"repeats": args.repeats, "overrides": json.loads(args.set)}
+                found = in_fresh_process(MODULE, case)
+                reference = SIZES[size].training[task]
+                row = {"task": task, "size": size, "layout": layout, **found}
+                row["reference_crystals_per_s"] = reference
+                row["ratio"] = found["crystals_per_s"] / reference
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+    notes = [
+        "Memory is the peak of the whole process, compilation included; "
+        f"the reference's CPCP step takes {REFERENCE_PEAK_GB} GB."
+    ]
+    write(args.out, "Training step at default size", rows, notes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Fast products agree with exact ones, and dropout drops what it says, independently."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xtalnet_jax.models.fast import Dropout, dot_general, product, random_bits
+
+
+@pytest.mark.parametrize("shape", [(7, 16), (2, 3, 5, 16)])
+def test_half_precision_product_and_gradients(shape: tuple[int, ...]) -> None:
+    key_x, key_w, key_g = jax.random.split(jax.random.key(0), 3)
+    x, w = jax.random.normal(key_x, shape), jax.random.normal(key_w, (16, 9))
+    weight = jax.random.normal(key_g, (*shape[:-1], 9))
+
+    def loss(x: jax.Array, w: jax.Array, dtype: str) -> jax.Array:
+        return (product(x, w, dtype) * weight).sum()
+
+    exact = jax.value_and_grad(loss, (0, 1))(x, w, "float32")
+    half = jax.value_and_grad(loss, (0, 1))(x, w, "bfloat16")
+    for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(half)):
+        assert a.shape == b.shape
+        assert b.dtype == jnp.float32
+        assert 0 < np.abs(a - b).max() < 0.02 * np.sqrt(np.square(a).mean()) + 0.3 * (a.ndim == 0)
+
+
+def test_float32_product_is_untouched() -> None:
+    x, w = (
+        jax.random.normal(jax.random.key(1), (4, 8)),
+        jax.random.normal(jax.random.key(2), (8, 3)),
+    )
+    np.testing.assert_array_equal(product(x, w, x.dtype), jnp.matmul(x, w))
+    own = nn.Dense(3, dot_general=dot_general)
+    params = own.init(jax.random.key(3), x)
+    np.testing.assert_array_equal(own.apply(params, x), nn.Dense(3).apply(params, x))
+
+
+def test_bits_are_uniform_and_independent() -> None:
+    num = 2**18
+    one, two = (random_bits(jax.random.key(seed), (8, num // 8)) for seed in (0, 1))
+    a, b = (np.asarray(v, np.float64).ravel() / 2**32 for v in (one, two))
+    assert abs(a.mean() - 0.5) < 5 * np.sqrt(1 / 12 / num)
+    filled = np.histogram(a, 256, (0, 1))[0]
+    chi_square = ((filled - num / 256) ** 2 / (num / 256)).sum()
+    assert abs(chi_square - 255) < 5 * np.sqrt(2 * 255)
+    lags = [np.corrcoef(a[k:], a[:-k])[0, 1] for k in (1, 2, 8, 64, 4096, num // 8)]
+    assert np.abs([*lags, np.corrcoef(a, b)[0, 1]]).max() < 6 / np.sqrt(num - num // 8)
+    ones = np.unpackbits(np.asarray(one).view(np.uint8)).reshape(-1, 32).mean(0)
+    assert np.abs(ones - 0.5).max() < 5 * 0.5 / np.sqrt(num)
+    xor = np.unpackbits(np.asarray(one ^ two).view(np.uint8)).mean()
+    assert abs(xor - 0.5) < 5 * 0.5 / np.sqrt(32 * num)
+
+
+def test_dropout_keeps_the_mean_and_is_off_in_evaluation() -> None:
+    x = jnp.ones((64, 1000))
+    layer = Dropout(0.3)
+    dropped = layer.apply({}, x, False, rngs={"dropout": jax.random.key(0)})
+    kept = np.asarray(dropped) > 0
+    assert abs(kept.mean() - 0.7) < 5 * np.sqrt(0.21 / x.size)
+    np.testing.assert_allclose(np.asarray(dropped)[kept], 1 / 0.7, rtol=1e-6)
+    np.testing.assert_array_equal(layer.apply({}, x, True), x)
+    grad = jax.grad(lambda x: layer.apply({}, x, False, rngs={"dropout": jax.random.key(0)}).sum())
+    np.testing.assert_allclose(grad(x), dropped, rtol=1e-6)
+
+
+def test_too_many_elements_are_refused() -> None:
+    with pytest.raises(ValueError, match="smaller batches"):
+        jax.eval_shape(lambda k: random_bits(k, (2**16, 2**16)), jax.random.key(0))

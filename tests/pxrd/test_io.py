@@ -219,3 +219,43 @@ def test_counts_wider_than_their_field_keep_their_first_digits(tmp_path):
     path = tmp_path / "p.gsas"
     path.write_text(BANK + "STD\n" + counts(10, y=Y * 1000))
     np.testing.assert_allclose(load_pattern(path, 1.5).intensity, Y * 1000)
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        (",2theta,Intensity", "{i},{x:.2f},{y:.0f}"),
+        ("No.;Angle;Counts;", "{i};{x:.2f};{y:.0f};"),
+        ("Intensity,2theta", "{y:.0f},{x:.2f}"),
+        ('"2θ","Intensity"', '"{x:.2f}","{y:.0f}"'),
+        ("# x, weight, y_obs, 2theta", "0,1,{y:.0f},{x:.2f}"),
+        ("2theta (deg)   d (A)   I (counts)", "{x:.2f} 3.0 {y:.0f}"),
+        ("Angle,Det1Disc1", "{x:.2f},{y:.0f}"),
+        ("2theta,Imeas,Icalc,Iback", "{x:.2f},{y:.0f},4,5"),
+    ],
+)
+def test_columns_are_found_by_their_names(tmp_path, header, row):
+    path = tmp_path / "p.csv"
+    data = (row.format(i=i, x=a, y=b) for i, (a, b) in enumerate(zip(X, Y)))
+    path.write_text("\n".join([header, *data]) + "\n")
+    pattern = load_pattern(path, 1.5)
+    np.testing.assert_allclose(pattern.two_theta, X)
+    np.testing.assert_allclose(pattern.intensity, Y)
+    assert pattern.sigma is None
+
+
+def test_quoted_decimal_commas_and_radians(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text(rows('"{x:.2f}","{y:.0f}"').replace(".", ","))
+    np.testing.assert_allclose(load_pattern(path, 1.5).two_theta, X)
+    path.write_text("2theta (rad),I\n" + rows("{x:.12f},{y:.0f}", np.deg2rad(X)))
+    np.testing.assert_allclose(load_pattern(path, 1.5).two_theta, X)
+
+
+def test_row_numbers_are_no_angles(tmp_path):
+    path = tmp_path / "p.dat"
+    path.write_text("".join(f"{i} {x} {y}\n" for i, (x, y) in enumerate(zip(X, Y))))
+    pattern = load_pattern(path, 1.5)
+    np.testing.assert_allclose(pattern.two_theta, X)
+    np.testing.assert_allclose(pattern.intensity, Y)
+    assert "numbers the rows" in pattern.meta["note"]

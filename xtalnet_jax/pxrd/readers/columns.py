@@ -14,6 +14,7 @@ from xtalnet_jax.pxrd.readers.radiation import stated_wavelength
 
 _COMMENT = ("#", ";", "!", "%", "'", '"', "//", "*", "_", "$", "@", "&")
 _NUMBER = r"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:[eEdD][+-]?\d+)?|nan|inf(?:inity)?)"
+_QUOTED = re.compile(r'"([+-]?\d*[.,]?\d+(?:[eE][+-]?\d+)?)"')
 _ONLY_NUMBERS = re.compile(rf"(?i)^{_NUMBER}(?:[\s,;]+{_NUMBER})*[\s,;]*$")
 _THREE_AND_TITLE = re.compile(rf"(?i)^\s*({_NUMBER})\s+({_NUMBER})\s+({_NUMBER})\s+\S")
 _MAX_LINES = 300_000
@@ -29,7 +30,8 @@ _AXES = (  # by the name of a column; a name of none of these says nothing
     ("time", r"time(?!\s*per)|tof\b"),
     ("channel", r"channel"),
 )
-_INTENSITY = r"int|count|cps|y[\s_-]*obs|i[\s_-]*obs|obs|psd|i(?![a-z])|y(?![a-z])|yobs"
+_INTENSITY = r"int|count|cps|psd|i(?![a-z])|y(?![a-z])"
+_OBSERVED = r"([yi][\s_-]*)?(obs|meas)"
 _SIGMA = r"sig|err|esd|e\.s\.d|unc|std|σ|dy\b|di\b"
 
 
@@ -88,7 +90,8 @@ def _labels(header: list[str], width: int) -> list[str]:
     if not plain:
         return []
     for pattern in (r"[\t,;]\s*", r"\s{2,}", r"\s+(?![(\[])"):
-        labels = [t.strip(" \"'") for t in re.split(pattern, plain[-1]) if t.strip(" \"'")]
+        labels = [t.strip(" \"'") for t in re.split(pattern, plain[-1])]
+        labels = labels[:-1] if labels[-1] == "" else labels  # a separator ends the line
         if len(labels) == width or (len(labels) > 1 and "s+(" not in pattern):
             return labels
     listed = plain[-2:]  # Fit2D: a line for each of the two names
@@ -108,7 +111,9 @@ def _named_axis(label: str) -> str | None:
     return next((axis for axis, p in _AXES if re.match(f"(?i){p}", label.strip())), None)
 
 
-def _columns(labels: list[str], width: int, suffix: str) -> tuple[int, int, int | None]:
+def _columns(
+    labels: list[str], width: int, suffix: str, axis: str | None
+) -> tuple[int, int, int | None]:
     """Where abscissa, intensity and its uncertainty stand: by name, or in this order."""
     x, y, sigma = 0, 1, 2 if suffix == ".xye" and width > 2 else None
     if len(labels) != width:
@@ -118,24 +123,25 @@ def _columns(labels: list[str], width: int, suffix: str) -> tuple[int, int, int 
         found = (i for i, t in enumerate(labels) if re.match(f"(?i){pattern}", t))
         return next((i for i in found if i not in others), None)
 
-    named = first(_INTENSITY, (x,))
-    y = y if named is None else named
+    axes = [_named_axis(label) for label in labels]
+    x = next((axes.index(a) for a in (axis, "two_theta", "q", "d") if a and a in axes), x)
+    y = next((i for p in (_OBSERVED, _INTENSITY) if (i := first(p, (x,))) is not None), -1)
+    if y < 0:
+        y = 1 if x == 0 else x + 1 if x + 1 < width else 0
     spread = first(_SIGMA, (x, y))
-    if spread is not None:
-        sigma = spread
+    sigma = sigma if spread is None else spread
     return x, y, None if sigma in (x, y) else sigma
 
 
-def _axis(labels: list[str], width: int, given: str | None) -> tuple[str, float]:
-    """What the first column is by its name, and the factor to 1/angstrom or angstrom."""
-    label = labels[0] if labels else ""
+def _axis(label: str, sure: bool, given: str | None) -> tuple[str, float]:
+    """What a column is by its name, and the factor to 1/angstrom, angstrom or degrees."""
     named = _named_axis(label)
-    if len(labels) != width and named not in ("two_theta", "q", "d"):
+    if not sure and named not in ("two_theta", "q", "d"):
         named = None  # a sentence, not names of columns
     axis = given or named or "two_theta"
     if axis not in ("two_theta", "q", "d"):
         raise ValueError(
-            f"the first column is named {label[:30]!r}, expected 2-theta, q or d; convert it, or "
+            f"the abscissa is named {label[:30]!r}, expected 2-theta, q or d; convert it, or "
             "say what it is with axis='two_theta', 'q' or 'd'"
         )
     if named == axis and axis != "two_theta" and re.search(r"(?i)nm|nanomet", label):
@@ -206,6 +212,13 @@ def _on_stated_grid(table: _Table) -> Scan | None:
     return None
 
 
+def _numbered(data: np.ndarray) -> bool:
+    """Whether the first column only numbers the rows: 0, 1, 2, ... beside a second that rises."""
+    first, second = data[:, 0], data[:, 1]
+    rises = bool((np.diff(second) > 0).all())
+    return data.shape[1] > 2 and np.array_equal(first - first[0], np.arange(len(data))) and rises
+
+
 def read(text: str, suffix: str = ".xy", axis: str | None = None) -> Scan:
     """Read two to many columns: abscissa, intensity and, if named or ``.xye``, its uncertainty.
 
@@ -231,6 +244,8 @@ def read(text: str, suffix: str = ".xy", axis: str | None = None) -> Scan:
         raise ValueError(
             f"line {long} has {len(lines[long - 1])} characters, expected a row of few numbers"
         )
+    if '"' in text:  # spreadsheets put numbers in quotes
+        lines = [_QUOTED.sub(lambda m: m[1].replace(",", "."), line) for line in lines]
     if _has_decimal_commas(lines):
         lines = [re.sub(r"(?<=\d),(?=\d)", ".", line) for line in lines]
     split = _split(lines)
@@ -257,11 +272,16 @@ def read(text: str, suffix: str = ".xy", axis: str | None = None) -> Scan:
         raise ValueError("only one column of numbers; expected two, 2-theta and intensity")
     data = np.array(rows)
     labels = _names(header[:above], width)
-    kind, factor = _axis(labels, width, axis)
-    x, y, sigma = _columns(labels, width, suffix)
+    x, y, sigma = _columns(labels, width, suffix, axis)
+    label = labels[x] if labels else ""
+    note = None
+    if len(labels) != width and _numbered(data):
+        x, y, note = 1, 2, "the first column numbers the rows; the second was taken"
+    kind, factor = _axis(label, len(labels) == width, axis)
     stated = stated_wavelength(header[:_MAX_HEADER])
     meta = {**stated["meta"], "title": header[0][:200]} if header else {}
+    meta["note"] = note
     if kind != "two_theta":
-        meta["axis_from"] = labels[0] if axis is None else f"axis={axis!r}"
+        meta["axis_from"] = label if axis is None else f"axis={axis!r}"
     spread = None if sigma is None else data[:, sigma]
     return Scan(data[:, x] * factor, data[:, y], kind, spread, stated["wavelength"], meta, places)

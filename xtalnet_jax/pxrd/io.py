@@ -153,7 +153,7 @@ def _checked(scan: Scan, wavelength: float | None, axis: str | None) -> Pattern:
         raise ValueError(
             f"all intensities are {low:g} to {high:g}; expected positive counts that vary"
         )
-    if high > MAX_INTENSITY:
+    if not high <= MAX_INTENSITY:
         raise ValueError(f"intensities reach {high:g}, expected counts below {MAX_INTENSITY:g}")
     if low < -0.1 * high:
         raise ValueError(
@@ -211,7 +211,8 @@ def load_pattern(
             raise ValueError(f"wavelength={wavelength}, expected a positive number of angstrom")
         if axis is not None and axis not in AXES:
             raise ValueError(f"axis={axis!r}, expected one of {', '.join(AXES)}")
-        pattern = _checked(_read(path, axis), wavelength, axis)
+        with np.errstate(all="ignore"):  # what overflows is found by the checks
+            pattern = _checked(_read(path, axis), wavelength, axis)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:

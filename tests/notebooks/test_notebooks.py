@@ -117,7 +117,7 @@ def test_runs(path, tmp_path):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     client = nbclient.NotebookClient(
-        notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute(env=environment)
     figures = [

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from xtalnet_jax.crystals.crystal import Crystal
@@ -44,12 +45,18 @@ SIZES = {
 }
 REFERENCE_PEAK_GB = 8.6  # of the CPCP training step
 
+ENVIRONMENT = ("GLIBC_TUNABLES", "JAX_PLATFORMS", "XLA_FLAGS")
+"""Variables that change the speed. ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1`` gives temporaries huge
+pages where the kernel's setting is "madvise": first use of memory is then no longer what an
+elementwise operation spends its time on."""
+
 
 def load_inputs(folder: str | Path, size: str) -> PackedSet:
     """Read the crystals and peaks of one input batch."""
     with np.load(Path(folder) / SIZES[size].file) as data:
         count, numbers, coords = (data[k] for k in ("num_atoms", "atom_types", "frac_coords"))
-        lattice = np.asarray(matrix_from_parameters(data["lengths"], data["angles"]))
+        parameters = (jnp.asarray(data[k]) for k in ("lengths", "angles"))
+        lattice = np.asarray(matrix_from_parameters(*parameters))
         peak_id, intensity = data["peak_id"], data["peak_intensity"]
     stop = np.cumsum(count)
     crystals = [
@@ -134,6 +141,7 @@ def write(path: Path, title: str, rows: list[dict[str, Any]], notes: Iterable[st
         "rows": rows,
         "load_average_at_end": round(os.getloadavg()[0], 1),
         "provenance": made._asdict(),
+        "environment": {k: os.environ[k] for k in ENVIRONMENT if k in os.environ},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -142,7 +150,11 @@ def write(path: Path, title: str, rows: list[dict[str, Any]], notes: Iterable[st
     lines = [f"# {title}", "", *("| " + " | ".join(cells) + " |" for cells in table), ""]
     lines += [*content["notes"], ""] if content["notes"] else []
     versions = ", ".join(f"{name} {version}" for name, version in made.versions.items())
-    lines += [f"`{made.command}`; {made.hardware}; {versions}; load {os.getloadavg()[0]:.1f}", ""]
+    settings = "".join(f"{name}={value} " for name, value in content["environment"].items())
+    lines += [
+        f"`{settings}{made.command}`; {made.hardware}; {versions}; load {os.getloadavg()[0]:.1f}",
+        "",
+    ]
     path.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 

@@ -27,6 +27,8 @@ from benchmarks.inputs import (
     peak_gb,
     write,
 )
+from xtalnet_jax.data.batches import BucketedBatches
+from xtalnet_jax.data.packed import PackedSet
 
 MODULE = "benchmarks.training"
 
@@ -41,32 +43,38 @@ def recipe(task: str, overrides: dict[str, Any]) -> Any:
     return config
 
 
-def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """Time the steps of one case in this process."""
-    from xtalnet_jax.data.batches import BucketedBatches
+def make_step(config: Any, example: Any) -> tuple[Any, Any]:
+    """Return the compiled training step of a recipe, and its first state."""
     from xtalnet_jax.tasks import task_from_config
     from xtalnet_jax.training.config import complete_config
     from xtalnet_jax.training.optim import frozen_mask, make_optimizer, make_schedule
     from xtalnet_jax.training.state import init_state
     from xtalnet_jax.training.steps import make_train_step
 
+    task, train = task_from_config(config), complete_config(config.train)
+    key = jax.random.key(0)
+    frozen = frozen_mask(jax.eval_shape(task.init, key, example), train.freeze)
+    tx = make_optimizer(train, make_schedule(train.optim, 10_000, 10), frozen)
+    state = jax.jit(lambda: init_state(task.init(key, example), tx, ema=False))()
+    return jax.jit(make_train_step(task, tx, frozen), donate_argnums=0), state
+
+
+def cut(packed: PackedSet, edges: tuple[int, ...]) -> list[Any]:
+    """Cut the set into one batch for each bucket of sizes."""
+    members = np.bincount(np.searchsorted(edges, packed.num_atoms), minlength=len(edges))
+    rows = {n: max(int(m), 1) for n, m in zip(edges, members)}
+    source = BucketedBatches(packed, edges, batch_sizes=rows, shuffle=False)
+    return [source.batch(i) for i in range(source.num_steps_per_epoch)]
+
+
+def measure(case: dict[str, Any]) -> dict[str, Any]:
+    """Time the steps of one case in this process."""
     packed = load_inputs(case["inputs"], case["size"])
     edges = SIZES[case["size"]].edges
     if case["layout"] == "one batch":
         edges = (int(packed.num_atoms.max()),)
-    members = np.bincount(np.searchsorted(edges, packed.num_atoms), minlength=len(edges))
-    rows = {n: max(int(m), 1) for n, m in zip(edges, members)}
-    source = BucketedBatches(packed, edges, batch_sizes=rows, shuffle=False)
-    batches = [source.batch(i) for i in range(source.num_steps_per_epoch)]
-
-    config = recipe(case["task"], case["overrides"])
-    task, train = task_from_config(config), complete_config(config.train)
-    key = jax.random.key(0)
-    frozen = frozen_mask(jax.eval_shape(task.init, key, batches[0]), train.freeze)
-    tx = make_optimizer(train, make_schedule(train.optim, 10_000, 10), frozen)
-    step = jax.jit(make_train_step(task, tx, frozen), donate_argnums=0)
-
-    state = jax.jit(lambda: init_state(task.init(key, batches[0]), tx, ema=False))()
+    batches = cut(packed, edges)
+    step, state = make_step(recipe(case["task"], case["overrides"]), batches[0])
     wall = processor = 0.0
     losses = []
     for batch in map(jax.device_put, batches):

@@ -90,7 +90,7 @@ def test_result_is_strict_json(solved, tmp_path):
     assert result["candidates"][2]["rwp"] is None
     assert result["candidates"][0]["votes"] == 1
     assert result["warnings"] == list(solved.warnings)
-    assert result["seconds"]["generate"] == 1.25
+    assert result["seconds"]["search"] == 1.25
 
 
 def test_cifs_read_back_to_the_structures(solved, tmp_path):

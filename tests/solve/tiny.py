@@ -59,6 +59,6 @@ def solution(candidates: list[Candidate], pattern: Pattern, **changes: Any) -> S
     """A solution as `Solver.solve` would return it."""
     settings = {"formula": "TiO2", "num_candidates": len(candidates), "lattice": None}
     made = Solution(
-        tuple(candidates), "match", pattern, "TiO2", settings, (), {"generate": 1.25, "rank": 0.1}
+        tuple(candidates), "match", pattern, "TiO2", settings, (), {"search": 1.25, "rank": 0.1}
     )
     return made._replace(**changes)

@@ -47,6 +47,11 @@ def standardise(crystal: Crystal, niggli: bool = True) -> Crystal:
 
 
 def niggli_transform(lattice: np.ndarray) -> np.ndarray:
+    """Integer matrix T, det T = 1, for which ``T @ lattice`` is Niggli-reduced.
+
+    Raises:
+        ValueError: the reduction does not converge.
+    """
     import spglib
 
     for tolerance in NIGGLI_TOLERANCES:

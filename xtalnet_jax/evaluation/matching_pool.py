@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,12 +35,21 @@ Generous, because a worker that cannot start usually dies, which is seen at once
 
 def _serve(connection: Connection, tolerances: Mapping[str, Tolerance], match_fn: MatchFn) -> None:
     """Worker: say ready, then answer pairs, one message per tolerance, until None comes."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     if match_fn is match_rmse:  # the import must not count against the first pair's time
         import pymatgen.analysis.structure_matcher  # noqa: F401
     connection.send("ready")
     while (pair := connection.recv()) is not None:
         for result in match_pair(pair, tolerances, match_fn):
             connection.send(result)
+
+
+def _die_with_parent() -> None:
+    """End this process, in the middle of a match if need be, when its parent is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class _Worker:

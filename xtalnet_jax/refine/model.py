@@ -126,6 +126,11 @@ def _spacings(frame: Frame, cell: jax.Array) -> jax.Array:
     return lattice_math.inv_d(frame.hkl, strained_lattice(frame, cell))
 
 
+def phase_sums(frame: Frame, frac: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Real and imaginary part of sum_j exp(2 pi i hkl . x_j) per element, [n_species, n_hkl]."""
+    return _phase_sums(frame, frac)[:2]
+
+
 def _phase_sums(frame: Frame, frac: jax.Array) -> tuple[jax.Array, ...]:
     """sum_j exp(2 pi i hkl . x_j) per element [n_species, n_hkl], and the terms [n_node, n_hkl]."""
     turns = sum(frac[:, i, None] * frame.hkl[None, :, i] for i in range(3))

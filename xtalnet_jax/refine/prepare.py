@@ -74,9 +74,8 @@ def observe(pattern: Pattern, num_background: int) -> Observed:
     grid, profile = regular.two_theta[:num_bins], regular.intensity[:num_bins]
     sigma = None if regular.sigma is None else np.asarray(regular.sigma)[:num_bins]
     u = np.linspace(-1, 1, num_bins)
-    background = np.polynomial.chebyshev.chebvander(u, num_background - 1)
-    if num_background == 0:
-        background = np.zeros((num_bins, 0))
+    background = np.polynomial.chebyshev.chebvander(u, max(num_background - 1, 0))
+    background = background[:, :num_background]
     scale = 1 / profile.max()
     target = Target(
         grid.astype(np.float32),
@@ -163,9 +162,9 @@ def make_levels(
     ``floor`` is raised to twice the noise that is left in the narrowest profile.
     """
     first, last = observed.edges
-    grid = np.linspace(first, last, num_bins)
+    grid = np.linspace(float(first), float(last), num_bins)
     least = 2.0 * (grid[1] - grid[0])
-    added = [max(width, least) for width in widths]
+    added = [max(float(width), float(least)) for width in widths]
     profiles = [np.maximum(broaden(observed.net, grid, width), 0.0) for width in added]
     spacing = float(np.median(np.diff(observed.pattern.two_theta)))
     # Averaging over a Gaussian of FWHM w leaves the share sqrt(0.66 spacing / w) of the noise.

@@ -65,8 +65,8 @@ def assess(
         path: record file; items found in it are not solved again.
         num_candidates: drawn per item.
         refine: fit every candidate to the pattern.
-        profile: compare candidates with the profile at all; without, their only description is the
-            similarity, which is fast.
+        profile: use the pattern for more than the generator's condition: cell search and comparison
+            with the profile; without, candidates are single draws described by the similarity.
         seed: of the generator; item i draws with its own key.
         progress: called with the numbers of items done and to do.
 
@@ -113,7 +113,11 @@ def _assess_one(
     start = time.perf_counter()
     peaks = solver.peaks_of([item.pattern])
     numbers = np.sort(item.truth.atomic_numbers)
-    proposals = solver.propose(key, peaks, numbers, num_candidates)
+    if profile:
+        found = solver.search(key, item.pattern, peaks, [numbers], num_candidates, anneal=refine)
+        proposals = found.crystals
+    else:
+        proposals = solver.propose(peaks, key, numbers, num_candidates)
     generated = time.perf_counter()
     if profile:
         fit = solver.fit(proposals, item.pattern, peaks, refine)
@@ -122,7 +126,7 @@ def _assess_one(
     fitted = time.perf_counter()
     features = features_of(fit, merge=profile)
     seconds = {
-        "generate": generated - start,
+        "search": generated - start,
         "refine": fitted - generated,
         "rank": time.perf_counter() - fitted,
     }

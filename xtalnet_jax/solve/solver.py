@@ -1,13 +1,15 @@
 """From a pattern and a formula to ranked, refined structures: the main job of the library.
 
-Stages: peaks of the pattern -> candidates of the generator for every plausible number of formula
-units -> refinement against the pattern -> merging of equal structures -> calibrated ranking.
+Stages: peaks of the pattern -> cells that explain them and candidates of the generator in them, for
+every plausible number of formula units -> refinement against the pattern -> merging of equal
+structures -> calibrated ranking.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +25,7 @@ from xtalnet_jax.pxrd.pattern import Pattern, PeakBatch
 from xtalnet_jax.pxrd.peaks import peak_batch
 from xtalnet_jax.pxrd.scattering import check_tabulated
 from xtalnet_jax.solve import plausibility, ranking
-from xtalnet_jax.solve.rescale import rescaled
+from xtalnet_jax.solve.search import Found, search
 from xtalnet_jax.solve.solution import Candidate, Solution, verdict_of
 from xtalnet_jax.types import Params
 
@@ -76,9 +78,8 @@ class Solver(NamedTuple):
         Args:
             pattern: measured or calculated pattern, background included or not.
             formula: reduced or full formula, e.g. ``"TiO2"``.
-            num_candidates: structures drawn from the generator if the number of formula units is
-                known, and half as many for each number that is tried if it is not; at most so many
-                are returned.
+            num_candidates: structures that are refined, the best of more that the generator draws;
+                at most so many are returned.
             seed: of the generator; equal seeds give equal results.
             refine: fit every candidate to the pattern before ranking.
             z: formula units per primitive cell, if known; otherwise plausible ones are tried.
@@ -104,21 +105,17 @@ class Solver(NamedTuple):
 
         start = clock()
         peaks = self.peaks_of([pattern])
-        proposals: list[Crystal] = []
-        share = num_candidates if len(units) == 1 else -(-num_candidates // 2)
-        for i, count in enumerate(units):
-            report(f"generating {share} candidates with Z = {count}")
-            numbers = atomic_numbers_from_formula(formula, count)
-            key = jax.random.fold_in(jax.random.key(seed), i)
-            proposals += self.propose(key, peaks, numbers, share, known_cell)
-        drawn = share * len(units)
-        if len(proposals) < drawn:
-            warnings.append(f"{drawn - len(proposals)} of {drawn} candidates had no possible cell")
-        seconds["generate"] = clock() - start
+        report(f"searching cells with Z = {', '.join(map(str, units))}")
+        compositions = [atomic_numbers_from_formula(formula, count) for count in units]
+        key = jax.random.key(seed)
+        found = self.search(key, pattern, peaks, compositions, num_candidates, known_cell, refine)
+        if len(found.crystals) < num_candidates:
+            warnings.append(f"only {len(found.crystals)} candidates had a possible cell")
+        seconds["search"] = clock() - start
 
         start = clock()
-        report(f"{'refining' if refine else 'comparing'} {len(proposals)} candidates")
-        fit = self.fit(proposals, pattern, peaks, refine, known_cell is not None)
+        report(f"{'refining' if refine else 'comparing'} {len(found.crystals)} candidates")
+        fit = self.fit(found.crystals, pattern, peaks, refine)
         seconds["refine"] = clock() - start
 
         start = clock()
@@ -180,26 +177,45 @@ class Solver(NamedTuple):
 
     # Stages -------------------------------------------------------------------------------------
 
-    def propose(
+    def search(
         self,
         key: jax.Array,
+        pattern: Pattern,
         peaks: PeakBatch,
+        compositions: list[np.ndarray],
+        num_candidates: int,
+        known_cell: np.ndarray | None = None,
+        anneal: bool = True,
+    ) -> Found:
+        """Find cells for the peaks and candidates in them, see `solve.search`."""
+        propose = partial(self.propose, peaks)
+        return search(
+            key, propose, compositions, pattern, peaks, num_candidates, known_cell, anneal
+        )
+
+    def propose(
+        self,
+        peaks: PeakBatch,
+        key: jax.Array,
         atomic_numbers: np.ndarray,
         num_candidates: int,
-        lattice: np.ndarray | None = None,
+        lattices: np.ndarray | None = None,
     ) -> list[Crystal]:
         """Draw candidates for one pattern (``peaks`` has one row) and one composition.
 
-        Those whose cell is none (`plausibility.is_possible`) are left out.
+        With ``lattices`` [num_candidates, 3, 3] each is drawn in its own cell. Those whose cell is
+        none (`plausibility.is_possible`) are left out.
         """
         n = len(atomic_numbers)
         width = int(self._bucket(np.array([n]))[0])
-        rows = -(-num_candidates // 4) * 4
+        rows = -(-num_candidates // 20) * 20
         numbers = np.zeros((rows, width), np.int32)
         numbers[:, :n] = atomic_numbers
         condition = self.generator.condition(self.generator_params, peaks)
         spread = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), condition)
-        cells = None if lattice is None else np.tile(lattice[None].astype(np.float32), (rows, 1, 1))
+        cells = None
+        if lattices is not None:
+            cells = np.resize(np.asarray(lattices, np.float32), (rows, 3, 3))
         batch = self.generator.sample(
             self.generator_params, jax.random.split(key, rows), spread, numbers, cells
         )
@@ -212,17 +228,11 @@ class Solver(NamedTuple):
         pattern: Pattern,
         peaks: PeakBatch,
         refine: bool,
-        known_cell: bool = False,
     ) -> Fit:
-        """Compare candidates with the pattern, after refining them if wanted.
-
-        Refinement starts from the cell scaled to the measured peaks, unless the cell is known.
-        """
+        """Compare candidates with the pattern, after refining them if wanted."""
         from xtalnet_jax.refine.refine import compare
         from xtalnet_jax.refine.refine import refine as refine_crystals
 
-        if refine and not known_cell:
-            crystals = rescaled(crystals, peaks, pattern.wavelength)
         results = (refine_crystals if refine else compare)(crystals, pattern) if crystals else []
         crystals = [r.crystal for r in results]
         vector = np.asarray(self.embedder.patterns(self.embedder_params, peaks))[0]

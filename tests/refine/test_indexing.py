@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xtalnet_jax.crystals.crystal import Crystal
+from xtalnet_jax.crystals.lattice import matrix_from_parameters, parameters_from_matrix
+from xtalnet_jax.crystals.reduction import standardise
+from xtalnet_jax.data.fixtures import textbook_crystals
+from xtalnet_jax.pxrd.pattern import CU_KALPHA, PeakBatch, inv_d_from_two_theta
+from xtalnet_jax.pxrd.simulate import lines_of
+from xtalnet_jax.refine import indexing
+from xtalnet_jax.refine.indexing import DEFAULT, index_cells, log_likelihood, squares
+
+RANGE = tuple(float(inv_d_from_two_theta(x, CU_KALPHA)) for x in (5.0, 90.0))
+
+
+def peaks_of(crystal: Crystal, num: int = 48) -> PeakBatch:
+    lines = lines_of([crystal], inv_d_max=RANGE[1], num_lines=num, inv_d_min=RANGE[0])
+    mask = lines.strength > 1e-3
+    return PeakBatch(lines.inv_d * mask, lines.strength * mask, mask, np.array([RANGE], "f"))
+
+
+def cell(*parameters: float) -> np.ndarray:
+    values = jnp.asarray(parameters).reshape(2, 3)
+    return np.asarray(matrix_from_parameters(*values), float)
+
+
+def parameters(lattice: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.asarray(v) for v in parameters_from_matrix(jnp.asarray(lattice))])
+
+
+def test_squares_times_reciprocal_metric_is_the_square_of_inverse_d():
+    lattice = cell(4.0, 5.0, 7.0, 80.0, 95.0, 110.0)
+    hkl = np.array([[1, 0, 0], [1, -2, 3], [0, 2, 1], [-3, 1, 2]], np.float32)
+    g = indexing._reciprocal_metrics(lattice[None])[0]
+    inv_d = np.linalg.norm(hkl @ np.linalg.inv(lattice).T, axis=-1)
+    np.testing.assert_allclose(squares(jnp.asarray(hkl)) @ g, inv_d**2, rtol=1e-5)
+    back, usable = indexing._lattices_of(g[None])
+    assert usable.all()
+    np.testing.assert_allclose(back[0] @ back[0].T, lattice @ lattice.T, rtol=1e-6)
+
+
+def test_the_right_cell_is_likelier_than_a_wrong_one_and_than_its_supercell():
+    rutile = standardise(textbook_crystals()["rutile"])
+    observed = indexing.observed_positions(peaks_of(rutile), CU_KALPHA, DEFAULT, 40)
+
+    def value(lattice: np.ndarray) -> float:
+        hkl, real = indexing._reflections(lattice[None], 0.95, 256)
+        g = indexing._reciprocal_metrics(lattice[None])[0].astype(np.float32)
+        terms = squares(jnp.asarray(hkl[0]))
+        sigma = jnp.asarray(observed.sigma)
+        return float(log_likelihood(jnp.asarray(g), terms, jnp.asarray(real[0]), observed, sigma, 0.05)[0])
+
+    right = value(rutile.lattice)
+    assert right > value(rutile.lattice * 1.01) + 20
+    assert right > value(np.diag([1.0, 1.0, 2.0]) @ rutile.lattice) + 5
+
+
+@pytest.mark.parametrize(
+    "crystal",
+    [
+        textbook_crystals()["rutile"],
+        textbook_crystals()["wurtzite"],
+        Crystal(
+            np.array([22, 8, 8, 56]),
+            np.array([[0.1, 0.2, 0.3], [0.4, 0.3, 0.8], [0.7, 0.9, 0.1], [0.5, 0.6, 0.55]]),
+            cell(4.1, 5.2, 6.4, 90.0, 107.0, 90.0),
+        ),
+    ],
+    ids=["rutile", "wurtzite", "monoclinic"],
+)
+def test_finds_the_cell_from_guesses_that_are_far_off(crystal):
+    """Guesses have the right volume to a few per cent and a wrong shape."""
+    truth = standardise(crystal).lattice
+    rng = np.random.default_rng(0)
+    guesses = []
+    for _ in range(8):
+        strain = rng.normal(0, 0.15, (3, 3))
+        guess = truth @ (np.eye(3) + (strain + strain.T) / 2)
+        ratio = np.linalg.det(truth) * np.exp(rng.normal(0, 0.05)) / abs(np.linalg.det(guess))
+        guesses.append(guess * np.cbrt(ratio))
+    found = index_cells(guesses, peaks_of(standardise(crystal)), CU_KALPHA)
+    error = np.abs(parameters(found[0].lattice) - parameters(truth))
+    assert error[:3].max() < 0.01
+    assert error[3:].max() < 0.2
+    assert found[0].score > found[1].score
+    again = index_cells(guesses, peaks_of(standardise(crystal)), CU_KALPHA)
+    np.testing.assert_array_equal(again[0].lattice, found[0].lattice)
+
+
+def test_the_search_climbs():
+    """Each update of expectation-maximisation must not lower the likelihood at a fixed width."""
+    rutile = standardise(textbook_crystals()["rutile"])
+    settings = DEFAULT._replace(prior=10.0, steps=1)
+    observed = indexing.observed_positions(peaks_of(rutile), CU_KALPHA, settings, 40)
+    start = rutile.lattice[None] @ np.diag([1.01, 0.995, 1.006])
+    values = []
+    for num in range(1, 5):
+        widths = (0.01,) * num
+        values.append(indexing._run(start, observed, settings, widths, 128, 1.1, 0.01)[1][0])
+    assert (np.diff(values) > -1e-2).all()
+    assert values[-1] > values[0] + 0.1
+    assert not jax.tree.leaves(indexing._distinct([]))

@@ -1,0 +1,119 @@
+"""From peaks and compositions to crystals worth refining.
+
+1. A first draw of the generator for every composition says which volumes and shapes to expect.
+2. Indexing near these guesses finds the cells that explain the positions of the peaks; as all
+   compositions compete for the same peaks, this also judges the number of formula units.
+3. The generator draws many crystals inside the best cells.
+4. Copies of these are annealed in direct space against the profile.
+5. Half of what goes on are the best of these copies, half are the draws whose lines agree best with
+   the peaks, among them the first draw, scaled to the peaks, in case that no cell was right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from xtalnet_jax.crystals.crystal import Crystal
+from xtalnet_jax.crystals.reduction import standard_frame
+from xtalnet_jax.pxrd.pattern import Pattern, PeakBatch
+from xtalnet_jax.refine.direct_space import anneal_coordinates
+from xtalnet_jax.refine.indexing import index_cells
+from xtalnet_jax.solve import screen
+
+ProposeFn = Callable[..., list[Crystal]]
+"""``propose(key, atomic_numbers, num, lattices=None)``: crystals of the generator."""
+
+
+class SearchSettings(NamedTuple):
+    """How many of what."""
+
+    num_guesses: int = 20  # first draw, for each composition
+    num_cells: int = 4  # cells in which crystals are drawn
+    temperature: float = 8.0  # of the cells' log likelihoods: how the drawing is shared
+    oversampling: int = 3  # crystals drawn in cells for each one that goes on
+
+
+DEFAULT = SearchSettings()
+
+
+class Found(NamedTuple):
+    """Crystals worth refining."""
+
+    crystals: list[Crystal]
+    cells: list[tuple[np.ndarray, float]]  # lattices drawn in, and their log likelihoods
+
+
+class _Cell(NamedTuple):
+    composition: int
+    lattice: np.ndarray
+    score: float
+
+
+def search(
+    key: jax.Array,
+    propose: ProposeFn,
+    compositions: list[np.ndarray],
+    pattern: Pattern,
+    peaks: PeakBatch,
+    num_candidates: int,
+    known_cell: np.ndarray | None = None,
+    anneal: bool = True,
+    settings: SearchSettings = DEFAULT,
+) -> Found:
+    """Return at most ``num_candidates`` crystals that agree well with the pattern.
+
+    Args:
+        key: of the generator.
+        propose: draws crystals.
+        compositions: atomic numbers of every cell content to consider.
+        pattern: the profile.
+        peaks: its peaks, positions 1/d.
+        num_candidates: crystals wanted.
+        known_cell: lattice, if it is known; nothing is indexed then.
+        anneal: whether to anneal copies of the crystals.
+        settings: see `SearchSettings`.
+    """
+    key_guess, key_draw, key_anneal = jax.random.split(key, 3)
+    wavelength = pattern.wavelength
+    drawn: list[Crystal] = []
+    placed: list[Crystal] = []
+    cells: list[_Cell] = []
+    for i, numbers in enumerate(compositions):
+        if known_cell is not None:
+            cells.append(_Cell(i, known_cell, 0.0))
+            continue
+        guesses = propose(jax.random.fold_in(key_guess, i), numbers, settings.num_guesses)
+        if guesses:
+            drawn += screen.rescaled(guesses, peaks, wavelength)
+            found = index_cells([c.lattice for c in guesses], peaks, wavelength)
+            cells += [_Cell(i, c.lattice, c.score) for c in found[: settings.num_cells]]
+    cells = sorted(cells, key=lambda c: -c.score)[: settings.num_cells]
+    shares = _shares([c.score for c in cells], settings) * settings.oversampling * num_candidates
+    for i, numbers in enumerate(compositions):
+        own = [(c, round(n)) for c, n in zip(cells, shares) if c.composition == i]
+        lattices = [standard_frame(c.lattice) for c, n in own for _ in range(n)]
+        if lattices:
+            key = jax.random.fold_in(key_draw, i)
+            placed += propose(key, numbers, len(lattices), np.stack(lattices))
+    annealed: list[Crystal] = []
+    if anneal:
+        annealed, misfit = anneal_coordinates(key_anneal, placed, pattern)
+        best = np.argsort(misfit, kind="stable")[: num_candidates // 2]
+        annealed = [annealed[k] for k in best]
+    drawn += placed
+    agreement = screen.agreement(drawn, peaks, wavelength)
+    best = np.argsort(-agreement, kind="stable")[: num_candidates - len(annealed)]
+    used = [(c.lattice, c.score) for c in cells]
+    return Found(annealed + [drawn[k] for k in best], used)
+
+
+def _shares(scores: list[float], settings: SearchSettings) -> np.ndarray:
+    """Share of the drawing that each cell gets."""
+    if not scores:
+        return np.zeros(0)
+    weight = np.exp((np.array(scores) - max(scores)) / settings.temperature)
+    return weight / weight.sum()

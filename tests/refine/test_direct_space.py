@@ -7,7 +7,7 @@ from xtalnet_jax.data.fixtures import textbook_crystals
 from xtalnet_jax.pxrd.simulate import simulate_pattern
 from xtalnet_jax.refine.direct_space import DEFAULT, anneal_coordinates
 
-SETTINGS = DEFAULT._replace(steps=300, bins=256, chunk=6)
+SETTINGS = DEFAULT._replace(fwhm=0.5, steps=200, bins=256, chunk=6)
 
 
 def shaken(crystal, size, seed):

@@ -26,13 +26,13 @@ from xtalnet_jax.refine import model, objective, prepare, stages, symmetry
 class AnnealSettings(NamedTuple):
     """How to anneal."""
 
-    fwhm: float = 0.5  # degrees, added to the width of the peaks
-    bins: int = 320
+    fwhm: float = 0.2  # degrees, added to the width of the peaks
+    bins: int = 640
     floor: float = 0.02  # under the square root, in units of the mean intensity
-    steps: int = 400
+    steps: int = 300
     cooled: float = 0.7  # share of the steps with noise
-    noise: float = 0.12  # angstrom per step at the start
-    step: float = 0.06  # angstrom, size of a gradient step at the start
+    noise: float = 0.03  # angstrom per step at the start
+    step: float = 0.1  # angstrom, size of a gradient step at the start
     contact: float = 0.75  # shortest distance allowed, in sums of atomic radii
     contact_cost: float = 0.05  # per square angstrom too short and atom
     chunk: int = 20

@@ -155,13 +155,15 @@ def test_form_of_positions():
     inv_d = module("cpcp").get_config("smoke")
     grid = module("cpcp_hmof100").get_config("smoke")
     peaks = peaks_at([2.0, 3.0, 3.02, 20.0, 43.94, 43.98])
+    # Trained on varied ranges: it sees them all.
+    assert tasks.to_form(peaks, inv_d) is peaks
     # Trained on 5 to 90 degrees alone: lines below are dropped, and that range is what it is told.
+    copper = ((CU_KALPHA, 0.0, 1.0),)
+    inv_d.pattern.effects.update(start=(5.0, 5.0), end=(90.0, 90.0), radiations=copper)
     known = tasks.to_form(peaks, inv_d)
     np.testing.assert_array_equal(known.mask[0], [False, False, False, True, True, True])
     np.testing.assert_array_equal(known.position[0, 3:], peaks.position[0, 3:])
     np.testing.assert_allclose(known.measured[0], [0.05658, 0.91722], rtol=1e-4)
-    inv_d.pattern.effects.end = (60.0, 90.0)  # an encoder that saw several ranges sees this one
-    assert tasks.to_form(peaks, inv_d) is peaks
     on_grid = tasks.to_form(peaks, grid)
     np.testing.assert_array_equal(on_grid.mask[0], [False, True, True, True, True, False])
     np.testing.assert_array_equal(on_grid.position[0], [0, 0, 1, 850, 2047, 0])

@@ -50,7 +50,9 @@ def test_the_right_cell_is_likelier_than_a_wrong_one_and_than_its_supercell():
         g = indexing._reciprocal_metrics(lattice[None])[0].astype(np.float32)
         terms = squares(jnp.asarray(hkl[0]))
         sigma = jnp.asarray(observed.sigma)
-        return float(log_likelihood(jnp.asarray(g), terms, jnp.asarray(real[0]), observed, sigma, 0.05)[0])
+        return float(
+            log_likelihood(jnp.asarray(g), terms, jnp.asarray(real[0]), observed, sigma, 0.05)[0]
+        )
 
     right = value(rutile.lattice)
     assert right > value(rutile.lattice * 1.01) + 20

@@ -175,7 +175,8 @@ def mean_messages(
     exact = jax.lax.Precision.HIGHEST
     per_graph = jnp.matmul(lattice_features, to_lattice, precision=exact) + first.bias[None]
 
-    receiver = product(h, to_receiver, dtype) + per_graph[:, None].astype(dtype)
+    per_graph = per_graph[:, None].astype(dtype)
+    receiver = product(h, to_receiver, dtype)
     sender = product(h, to_sender, dtype)
     odd = product(pairs.sin, to_sin, dtype)
     even = product(pairs.cos, to_cos, dtype)
@@ -187,12 +188,15 @@ def mean_messages(
     forth, back = n // 2, (n - 1) // 2  # for even n the offset n / 2 is its own way back
     mask = pairs.mask[..., None].astype(h.dtype)
 
-    total = rest(receiver + sender + alone[None, None].astype(dtype)).astype(h.dtype)
+    # The largest term comes last, so that each pair has a rounding error of its own: one that all
+    # pairs of an atom share does not average out (20 times the error of a 20-step sample).
+    total = rest(receiver + sender + alone[None, None].astype(dtype) + per_graph).astype(h.dtype)
     if forth:
-        pre = receiver[:, None] + spread(sender, 1, forth) + even + odd
+        pre = receiver[:, None] + spread(sender, 1, forth) + even + odd + per_graph[:, None]
         total = total + (rest(pre).astype(h.dtype) * mask).sum(1)
     if back:
         pre = spread(receiver, 1, back) + sender[:, None] + (even - odd)[:, :back]
+        pre = pre + per_graph[:, None]
         total = total + collect(rest(pre).astype(h.dtype) * mask[:, :back], 1)
     return total / pairs.n_atoms[:, None, None].astype(h.dtype)
 

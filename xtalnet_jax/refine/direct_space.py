@@ -4,7 +4,7 @@ With the cell, the positions of all lines and the shape of every reflection on t
 fixed, so a profile is one matrix product and thousands of coordinate sets are tried in the time of
 one profile refinement. Gradient steps (Adam) on the misfit of square-root profiles and on contacts
 that are too short, with Gaussian noise that is cooled to nothing (compare simulated annealing:
-David, Shankland and Shankland, Chem. Commun. 931, 1998).
+David, Shankland and Shankland, Chemical Communications 931, 1998).
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ def _anneal(
     return jax.lax.map(one, (key, trials))
 
 
-def _fixed(
-    frame: model.Frame, levels: stages.Levels, wavelength: Any, edges: Any
-) -> _Fixed:
+def _fixed(frame: model.Frame, levels: stages.Levels, wavelength: Any, edges: Any) -> _Fixed:
     inv_d = jnp.linalg.norm(frame.hkl @ jnp.linalg.inv(frame.lattice).T, axis=-1)
     sin_theta = jnp.clip(0.5 * wavelength * inv_d, 1e-3, 0.999)
     two_theta = 2 * jnp.rad2deg(jnp.arcsin(sin_theta))
@@ -142,7 +140,8 @@ def anneal_coordinates(
     wavelength = np.float32(pattern.wavelength)
     crystals = list(crystals)
     keys = jax.random.split(key, -(-len(crystals) // settings.chunk) * settings.chunk)
-    out, misfits = [], np.zeros(len(crystals))
+    out: list[Crystal] = []
+    misfits = np.zeros(len(crystals))
     if not crystals:
         return out, misfits
     sizes = prepare.sizes_for(crystals, observed.inv_d_max)

@@ -128,7 +128,8 @@ def _spacings(frame: Frame, cell: jax.Array) -> jax.Array:
 
 def phase_sums(frame: Frame, frac: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Real and imaginary part of sum_j exp(2 pi i hkl . x_j) per element, [n_species, n_hkl]."""
-    return _phase_sums(frame, frac)[:2]
+    real, imag, _, _ = _phase_sums(frame, frac)
+    return real, imag
 
 
 def _phase_sums(frame: Frame, frac: jax.Array) -> tuple[jax.Array, ...]:

@@ -71,7 +71,9 @@ def stated_wavelength(header: Sequence[str]) -> dict[str, Any]:
             ),
             0.5,
         )
-        radiation = doublet(*values[:2], ratio) if len(values) == 2 else doublet(values[0], None)
+        radiation = (
+            doublet(values[0], values[1], ratio) if len(values) == 2 else doublet(values[0], None)
+        )
         if len(values) > 1 and len(radiation["meta"]["wavelengths"]) != len(values):
             return {"wavelength": None, "meta": {}}
         if len(values) == 1:

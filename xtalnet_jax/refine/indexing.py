@@ -57,6 +57,8 @@ class IndexSettings(NamedTuple):
 
 
 DEFAULT = IndexSettings()
+MISALIGNED = IndexSettings(two_theta_sigma=0.06, foreign=0.2)
+"""For instruments with zero shift or displacement, and for samples with foreign peaks."""
 
 
 class Cell(NamedTuple):

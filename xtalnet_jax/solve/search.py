@@ -20,8 +20,8 @@ import numpy as np
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.reduction import standard_frame
 from xtalnet_jax.pxrd.pattern import Pattern, PeakBatch
+from xtalnet_jax.refine import indexing
 from xtalnet_jax.refine.direct_space import anneal_coordinates
-from xtalnet_jax.refine.indexing import index_cells
 from xtalnet_jax.solve import screen
 
 ProposeFn = Callable[..., list[Crystal]]
@@ -33,6 +33,7 @@ class SearchSettings(NamedTuple):
 
     num_guesses: int = 20  # first draw, for each composition
     num_cells: int = 4  # cells in which crystals are drawn
+    enough: float = 2.0  # log likelihood per peak below which positions are taken for less precise
     temperature: float = 8.0  # of the cells' log likelihoods: how the drawing is shared
     oversampling: int = 3  # crystals drawn in cells for each one that goes on
 
@@ -81,17 +82,15 @@ def search(
     wavelength = pattern.wavelength
     drawn: list[Crystal] = []
     placed: list[Crystal] = []
-    cells: list[_Cell] = []
-    for i, numbers in enumerate(compositions):
-        if known_cell is not None:
-            cells.append(_Cell(i, known_cell, 0.0))
-            continue
-        guesses = propose(jax.random.fold_in(key_guess, i), numbers, settings.num_guesses)
-        if guesses:
-            drawn += screen.rescaled(guesses, peaks, wavelength)
-            found = index_cells([c.lattice for c in guesses], peaks, wavelength)
-            cells += [_Cell(i, c.lattice, c.score) for c in found[: settings.num_cells]]
-    cells = sorted(cells, key=lambda c: -c.score)[: settings.num_cells]
+    guesses: dict[int, list[np.ndarray]] = {}
+    if known_cell is None:
+        for i, numbers in enumerate(compositions):
+            some = propose(jax.random.fold_in(key_guess, i), numbers, settings.num_guesses)
+            drawn += screen.rescaled(some, peaks, wavelength)
+            guesses[i] = [c.lattice for c in some]
+        cells = _best_cells(guesses, peaks, wavelength, settings)
+    else:
+        cells = [_Cell(i, known_cell, 0.0) for i in range(len(compositions))]
     shares = _shares([c.score for c in cells], settings) * settings.oversampling * num_candidates
     for i, numbers in enumerate(compositions):
         own = [(c, round(n)) for c, n in zip(cells, shares) if c.composition == i]
@@ -109,6 +108,28 @@ def search(
     best = np.argsort(-agreement, kind="stable")[: num_candidates - len(annealed)]
     used = [(c.lattice, c.score) for c in cells]
     return Found(annealed + [drawn[k] for k in best], used)
+
+
+def _best_cells(
+    guesses: dict[int, list[np.ndarray]],
+    peaks: PeakBatch,
+    wavelength: float,
+    settings: SearchSettings,
+) -> list[_Cell]:
+    """Cells for all compositions, best first; less precise positions where precise ones fail."""
+    found: list[_Cell] = []
+    num_peaks = min(int(np.asarray(peaks.mask)[0].sum()), indexing.DEFAULT.num_fine[0])
+    for precision in (indexing.DEFAULT, indexing.MISALIGNED):
+        found = [
+            _Cell(i, c.lattice, c.score)
+            for i, lattices in guesses.items()
+            if lattices
+            for c in indexing.index_cells(lattices, peaks, wavelength, settings=precision)
+        ]
+        found = sorted(found, key=lambda c: -c.score)[: settings.num_cells]
+        if found and found[0].score > settings.enough * num_peaks:
+            break
+    return found
 
 
 def _shares(scores: list[float], settings: SearchSettings) -> np.ndarray:

@@ -132,6 +132,28 @@ def parser(doc: str, out: str) -> argparse.ArgumentParser:
     return arguments
 
 
+def input_parser(doc: str, out: str) -> argparse.ArgumentParser:
+    """`parser` for a benchmark on the reference's own inputs."""
+    arguments = parser(doc, out)
+    arguments.add_argument("--inputs", help="folder with bench_*.npz")
+    arguments.add_argument("--size", nargs="+", default=list(SIZES))
+    arguments.add_argument("--set", default="{}", help="recipe fields to change, as JSON")
+    return arguments
+
+
+def parse(
+    arguments: argparse.ArgumentParser, measure: Callable[[dict[str, Any]], dict[str, Any]]
+) -> argparse.Namespace:
+    """Parse; the process of a single case measures it, prints the result and ends here."""
+    args = arguments.parse_args()
+    if args.case:
+        print(json.dumps(measure(json.loads(args.case))))
+        sys.exit()
+    if not args.inputs:
+        arguments.error("--inputs=FOLDER with the bench_*.npz files is needed")
+    return args
+
+
 def write(path: Path, title: str, rows: list[dict[str, Any]], notes: Iterable[str] = ()) -> None:
     """Write rows of equal keys as ``path`` (JSON) and as a table in markdown beside it."""
     made = collect_provenance()

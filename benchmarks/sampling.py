@@ -17,7 +17,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.inputs import SIZES, clocked, in_fresh_process, load_inputs, parser, peak_gb, write
+from benchmarks.inputs import (
+    SIZES,
+    clocked,
+    in_fresh_process,
+    input_parser,
+    load_inputs,
+    parse,
+    peak_gb,
+    write,
+)
 from benchmarks.training import cut
 
 MODULE = "benchmarks.sampling"
@@ -86,18 +95,10 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure both samplers at both sizes and write the table."""
-    arguments = parser(__doc__, "results/sampling_speed.json")
-    arguments.add_argument("--inputs", help="folder with bench_*.npz")
-    arguments.add_argument("--size", nargs="+", default=list(SIZES))
+    arguments = input_parser(__doc__, "results/sampling_speed.json")
     arguments.add_argument("--flow_steps", nargs="+", type=int, default=[10, 20, 30])
     arguments.add_argument("--timed_steps", type=int, default=2, help="and three times as many")
-    arguments.add_argument("--set", default="{}", help="recipe fields to change, as JSON")
-    args = arguments.parse_args()
-    if args.case:
-        print(json.dumps(measure(json.loads(args.case))))
-        return
-    if not args.inputs:
-        arguments.error("--inputs=FOLDER with the bench_*.npz files is needed")
+    args = parse(arguments, measure)
     wanted = [("ccsg", args.timed_steps), *(("flow", n) for n in args.flow_steps)]
     rows = []
     for size in args.size:

@@ -22,8 +22,9 @@ from benchmarks.inputs import (
     SIZES,
     clocked,
     in_fresh_process,
+    input_parser,
     load_inputs,
-    parser,
+    parse,
     peak_gb,
     write,
 )
@@ -98,18 +99,10 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure all cases and write the table."""
-    arguments = parser(__doc__, "results/training_speed.json")
-    arguments.add_argument("--inputs", help="folder with bench_*.npz")
+    arguments = input_parser(__doc__, "results/training_speed.json")
     arguments.add_argument("--task", nargs="+", default=["ccsg", "cpcp"])
-    arguments.add_argument("--size", nargs="+", default=list(SIZES))
     arguments.add_argument("--layout", nargs="+", default=["buckets", "one batch"])
-    arguments.add_argument("--set", default="{}", help="recipe fields to change, as JSON")
-    args = arguments.parse_args()
-    if args.case:
-        print(json.dumps(measure(json.loads(args.case))))
-        return
-    if not args.inputs:
-        arguments.error("--inputs=FOLDER with the bench_*.npz files is needed")
+    args = parse(arguments, measure)
     rows = []
     for task in args.task:
         for size in args.size:

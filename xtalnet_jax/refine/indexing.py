@@ -71,7 +71,7 @@ class Cell(NamedTuple):
 class Observed(NamedTuple):
     """Positions to explain; padded."""
 
-    q: Any  # [n_peak] 1/d^2, 0 where padded
+    q: Any  # [n_peak] 1/d^2, 1 where padded
     sigma: Any  # [n_peak] its standard deviation
     weight: Any  # [n_peak] 0 where padded
     span: Any  # [2] first and last q looked at
@@ -131,8 +131,8 @@ def _search(
     def width_of(width: Any) -> jax.Array:
         return jnp.hypot(observed.sigma, 2 * width * observed.q)
 
-    corner = jnp.asarray(
-        squares(jnp.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0.0]]))
+    corner = squares(
+        jnp.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0.0]])
     )
 
     def one(trial: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -215,7 +215,7 @@ def index_cells(
     guesses = np.asarray(lattices, float)
     volume = float(np.median(np.abs(np.linalg.det(guesses))))
 
-    def misfit(cells: np.ndarray) -> np.ndarray:
+    def surprise(cells: np.ndarray) -> np.ndarray:
         ratio = np.log(np.abs(np.linalg.det(cells)) / volume) / settings.volume_sigma
         return 0.5 * ratio**2
 
@@ -224,16 +224,16 @@ def index_cells(
     observed = observed_positions(peaks, wavelength, settings, num_peaks)
     last = settings.coarse[-1]
     cells, score = _run(cells, observed, settings, settings.coarse, num_hkl, 1.15, last)
-    cells = cells[np.argsort(misfit(cells) - score, kind="stable")[: settings.num_selected]]
+    cells = cells[np.argsort(surprise(cells) - score, kind="stable")[: settings.num_selected]]
 
     num_peaks, num_hkl = settings.num_fine
     observed = observed_positions(peaks, wavelength, settings, num_peaks)
     cells, score = _run(cells, observed, settings, settings.fine, num_hkl, 1.1)
-    score = score - misfit(cells)
+    score = score - surprise(cells)
     best = np.argsort(-score, kind="stable")[: settings.num_kept]
     found = [_reduced(cells[k], score[k]) for k in best if np.isfinite(score[k])]
     polished = _polished(_distinct(found)[: settings.num_polished], observed, settings)
-    return _distinct([Cell(c, value - float(misfit(c[None])[0])) for c, value in polished])
+    return _distinct([Cell(c, value - float(surprise(c[None])[0])) for c, value in polished])
 
 
 def _reduced(lattice: np.ndarray, score: float) -> Cell:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 from xtalnet_jax.crystals.crystal import Crystal
-from xtalnet_jax.crystals.elements import SYMBOLS
+from xtalnet_jax.crystals.elements import ATOMIC_RADII
 from xtalnet_jax.pxrd import preprocess
 from xtalnet_jax.pxrd.hkl import hkl_table
 from xtalnet_jax.pxrd.pattern import Pattern, inv_d_from_two_theta
@@ -201,7 +200,7 @@ def make_trials(
         frac[i, :m] = c.frac_coords
         species[i, : len(kinds)] = kinds
         one_hot[i, np.arange(m), which] = 1.0
-        radius = np.array([atomic_radius(int(k)) for k in z])
+        radius = ATOMIC_RADII[z]
         closest[i, :m, :m] = contact * (radius[:, None] + radius[None])
         cell[i, :, : free.cell.shape[1]] = free.cell
         moves = np.einsum("jaq,ab->jbq", free.coord, np.linalg.inv(lattices[i]))
@@ -238,12 +237,3 @@ def _bucket(value: int, sizes: Sequence[int]) -> int:
 def num_variables(sizes: Sizes) -> int:
     """Length of the flat vector of variables; three coordinates per atom are enough."""
     return NUM_SHARED + 3 * sizes.num_nodes
-
-
-@cache
-def atomic_radius(atomic_number: int) -> float:
-    """Slater's radius in angstrom (J. Chem. Phys. 41, 3199, 1964), 1.5 where there is none."""
-    from pymatgen.core import Element
-
-    radius = Element(SYMBOLS[atomic_number]).atomic_radius
-    return float(radius) if radius else 1.5

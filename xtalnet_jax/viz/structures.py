@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xtalnet_jax.crystals.crystal import Crystal
+from xtalnet_jax.crystals.elements import ATOMIC_RADII
 from xtalnet_jax.viz.style import INK, new_figure
 
 EDGES = tuple(
@@ -129,7 +130,7 @@ def bonded_pairs(numbers: np.ndarray, cart: np.ndarray, slack: float = 1.2) -> n
     from pymatgen.core import Element
 
     elements = [Element.from_Z(int(z)) for z in numbers]
-    radius = np.array([float(e.atomic_radius or 1.5) for e in elements])
+    radius = ATOMIC_RADII[np.asarray(numbers)]
     is_metal = np.array([e.is_metal for e in elements])
     distance = np.linalg.norm(cart[:, None] - cart[None], axis=-1)
     is_bond = (distance > 0.4) & (distance < slack * (radius[:, None] + radius[None]))
@@ -160,9 +161,8 @@ def with_boundary_images(
 def _look(number: int) -> tuple[tuple[float, float, float], float]:
     """(colour, radius in angstrom) of an element: hue by the golden angle, fixed for the common."""
     from matplotlib.colors import hsv_to_rgb, to_rgb
-    from pymatgen.core import Element
 
-    radius = 0.38 * float(Element.from_Z(number).atomic_radius or 1.5)
+    radius = 0.38 * float(ATOMIC_RADII[number])
     if number in COMMON_COLOURS:
         return to_rgb(COMMON_COLOURS[number]), radius
     hue = (number * 0.381966) % 1.0

@@ -1,12 +1,15 @@
 """How every command starts and ends: flags before heavy imports, one sentence for bad input.
 
-Exit status: 0 done, 2 bad input or configuration, 130 interrupted.
+Exit status: 0 done, 1 some of several files failed, 2 bad input or configuration, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 from absl import flags
 
@@ -30,6 +33,43 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Yield ``say(text)``, which names the stage that begins on stderr, with the seconds so far.
+
+    On a terminal the last line counts on while the stage lasts.
+    """
+    start, stage = time.perf_counter(), ""
+    live, over, lock = sys.stderr.isatty(), threading.Event(), threading.Lock()
+
+    def line() -> str:
+        return f"{time.perf_counter() - start:5.0f} s  {stage}"
+
+    def say(text: str) -> None:
+        nonlocal stage
+        with lock:
+            before, stage = stage, text
+            print(("\n" if live and before else "") + line(), end="" if live else "\n",
+                  file=sys.stderr, flush=True)  # fmt: skip
+
+    def count() -> None:
+        while not over.wait(1.0):
+            with lock:
+                if stage:
+                    print("\r" + line(), end="", file=sys.stderr, flush=True)
+
+    counter = threading.Thread(target=count, daemon=True)
+    if live:
+        counter.start()
+    try:
+        yield say
+    finally:
+        over.set()
+        if live:
+            counter.join()
+            print("\n" if stage else "", end="", file=sys.stderr, flush=True)
 
 
 def fail(message: str) -> None:

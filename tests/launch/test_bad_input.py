@@ -14,9 +14,12 @@ from absl import flags
 
 from tests.solve import tiny
 from xtalnet_jax.data.fixtures import textbook_crystals
+from xtalnet_jax.pxrd.simulate import simulate_pattern
+from xtalnet_jax.solve.solution import Candidate
 from xtalnet_jax.solve.solver import Solver
 
 ROOT = Path(__file__).parents[2]
+RUTILE = textbook_crystals()["rutile"]
 Call = Callable[..., str]
 
 X = np.arange(10.0, 60.0, 0.5)
@@ -110,7 +113,14 @@ def test_pattern(call, tmp_path, name):
         (["--pattern={good}", "--formula=TiO2"], "give --wavelength"),
         (["--pattern={good}", "--formula=TiO2", "--wavelength=0"], "expected a positive number"),
         (["--pattern={good}", "--formula=TiO2", "--wavelength=154"], "expected 0.05 to 5"),
-        (["--pattern={good}", "--formula=TiO2", "--wavelength=Cu"], "wavelength"),
+        (
+            ["--pattern={good}", "--formula=TiO2", "--wavelength=Cu"],
+            "expected angstrom, e.g. 1.5406",
+        ),
+        (["--pattern={good}", "--formula=TiO2", "--axis=energy"], "axis"),
+        (["--pattern={good}", "--patterns={good}", "--formula=TiO2"], "were both given"),
+        (["--patterns={good}"], "--patterns was given without --formula"),
+        (["--patterns={good}*.xrdml", "--formula=TiO2"], "no file matches"),
         (["TiO2"], "unexpected argument 'TiO2'"),
         (["--z=two"], "--z"),
     ],
@@ -157,6 +167,48 @@ def test_question(call, weights, tmp_path, argument, message):
     )  # fmt: skip
     assert message in told
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_question_about_many_files_is_judged_before_the_files(call, weights, tmp_path):
+    for name in ("a.xy", "b.xy"):
+        (tmp_path / name).write_text(table(X, Y))
+    out = tmp_path / "out"
+    told = call(
+        "sample", f"--patterns={tmp_path}/*.xy", "--formula=Qq3", f"--weights={weights}",
+        "--wavelength=CuKa", f"--out={out}",
+    )  # fmt: skip
+    assert "unknown element 'Qq'" in told
+    assert not list(out.glob("*"))
+
+
+@pytest.mark.parametrize(("bad", "status"), [(["b.xy"], 1), (["a.xy", "b.xy"], 2), ([], 0)])
+def test_status_says_whether_all_files_were_solved(
+    weights, tmp_path, monkeypatch, capsys, bad, status
+):
+    pattern = simulate_pattern(RUTILE, two_theta_range=(20, 60), step=0.1)
+    fit = tiny.refined(RUTILE, pattern)
+    first = Candidate(RUTILE, 0.03, 0.9, 0.95, "P4_2/mnm", fit.calculated, 1, fit)
+    monkeypatch.setattr(Solver, "solve", lambda *a, **k: tiny.solution([first], pattern))
+    for name in ("a.xy", "b.xy"):
+        (tmp_path / name).write_text("nothing" if name in bad else table(X, Y))
+    arguments = [
+        "sample", f"--patterns={tmp_path}/*.xy", "--formula=TiO2", "--wavelength=CuKa",
+        f"--weights={weights}", f"--out={tmp_path / 'out'}",
+    ]  # fmt: skip
+    before = set(flags.FLAGS)
+    monkeypatch.setattr(sys, "argv", arguments)
+    try:
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("launch.sample", run_name="__main__", alter_sys=True)
+    finally:
+        for flag in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, flag)
+        flags.FLAGS.unparse_flags()
+    assert end.value.code == status
+    told = capsys.readouterr()
+    assert told.out.count("  error  ") == len(bad)
+    assert told.out.count("  match  ") == 2 - len(bad)
+    assert told.err.count("weighted mean of the K-alpha doublet") == 2 - len(bad)
 
 
 # The other commands -------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tests.pxrd.test_io_formats import (
     rows,
     xrdml,
 )
-from xtalnet_jax.pxrd.io import load_pattern, save_pattern
+from xtalnet_jax.pxrd.io import assumptions, load_pattern, save_pattern
 from xtalnet_jax.pxrd.pattern import Pattern
 
 SHORT = rows(x=X[:5], y=Y[:5])
@@ -204,6 +204,41 @@ def test_wavelengths_in_words(tmp_path, header, wavelength):
         pattern = load_pattern(path)
         assert pattern.wavelength == pytest.approx(wavelength)
         assert pattern.meta["wavelength_from"] in header
+
+
+@pytest.mark.parametrize(
+    ("given", "wavelength", "words"),
+    [
+        ("CuKa1", 1.540593, 'by the words "CuKa1"'),
+        ("Cu K-alpha", (1.540593 + 1.544427 / 2) / 1.5, "doublet 1.54059 and 1.54443"),
+        ("MoKα", (0.709317 + 0.713607 / 2) / 1.5, "doublet 0.709317 and 0.713607"),
+        ("1,5406", 1.5406, None),
+    ],
+)
+def test_the_wavelength_can_be_given_by_name_and_is_repeated(tmp_path, given, wavelength, words):
+    path = tmp_path / "p.xy"
+    path.write_text("# 2theta  counts\n" + rows())
+    pattern = load_pattern(path, given)
+    assert pattern.wavelength == pytest.approx(wavelength)
+    said = assumptions(pattern)
+    assert (words is None) == (said == [])
+    assert words is None or words in said[0]
+    for bad in ("Cu", "Ka", "XxKa1", "CuKb"):
+        with pytest.raises(ValueError, match=r"expected angstrom, e\.g\. 1\.5406, or a line"):
+            load_pattern(path, bad)
+
+
+def test_what_was_taken_for_granted_is_said(tmp_path):
+    path = tmp_path / "p.xy"
+    path.write_text("# Cu Ka1 radiation\n" + rows())
+    assert assumptions(load_pattern(path)) == [
+        'wavelength 1.54059 angstrom, by the words "Cu Ka1"',
+        "no column is named, the first was taken for 2-theta in degrees",
+    ]
+    assert "the file states 1.54059" in " ".join(assumptions(load_pattern(path, 0.71)))
+    path.write_text("q (1/nm), I\n" + rows("{x:.12f} {y:.0f}", 10 * q_of(X)))
+    (said,) = assumptions(load_pattern(path, 1.0))
+    assert said == "abscissa converted to 2-theta, by 'q (1/nm)'"
 
 
 def test_the_request_for_a_wavelength_names_the_anode(tmp_path):

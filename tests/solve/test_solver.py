@@ -123,7 +123,7 @@ def test_equal_structures_are_merged_under_the_surest(tiny_solver, pattern):
     n = np.zeros(3)
     fit = Fit(
         [worse, SALT, other], np.array([0.2, 0.1, 0.5]), np.array([0.99, 0.999, 0.5]), n, n, n,
-        [pattern] * 3,
+        [tiny.refined(c, pattern) for c in (worse, SALT, other)],
     )  # fmt: skip
     first, second = tiny_solver.rank(fit, "refined")
     assert first.crystal is SALT

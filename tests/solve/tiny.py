@@ -12,9 +12,12 @@ import numpy as np
 
 from configs import cpcp, flow
 from xtalnet_jax import experiment, tasks
+from xtalnet_jax.crystals.crystal import Crystal
+from xtalnet_jax.crystals.lattice import parameters_from_matrix
 from xtalnet_jax.data.fixtures import textbook_set
 from xtalnet_jax.pretrained.weights import save_weights
 from xtalnet_jax.pxrd.pattern import Pattern
+from xtalnet_jax.refine.refine import Refined
 from xtalnet_jax.solve.ranking import FEATURES, Ranker, save_rankers
 from xtalnet_jax.solve.solution import Candidate, Solution
 
@@ -55,9 +58,24 @@ def write_weights(folder: Path) -> Path:
     return folder
 
 
+def refined(crystal: Crystal, pattern: Pattern, **changes: Any) -> Refined:
+    """What a refinement says of a crystal whose pattern is half as high, on a background of 5."""
+    lengths, angles = parameters_from_matrix(jnp.asarray(crystal.lattice))
+    esd = {"zero_shift": 0.004, "fwhm": 0.002, "fwhm_tan": 0.01, "eta": 0.05, "b_iso": 0.12}
+    made = Refined(
+        crystal, 0.03, 0.99, 0.021, 0.11, 0.02, 0.4, 0.73, 2.5, np.array([5.0, -1.0]),
+        pattern._replace(intensity=0.5 * pattern.intensity), 136, 4, 0.01,
+        np.concatenate([lengths, angles]), np.array([2e-4, 2e-4, 3e-4, 0, 0, 0]), esd, np.zeros(3),
+    )  # fmt: skip
+    return made._replace(**changes)
+
+
 def solution(candidates: list[Candidate], pattern: Pattern, **changes: Any) -> Solution:
     """A solution as `Solver.solve` would return it."""
-    settings = {"formula": "TiO2", "num_candidates": len(candidates), "lattice": None}
+    settings = {
+        "formula": "TiO2", "num_candidates": len(candidates), "lattice": None, "refine": True,
+        "seed": 7, "weights": "default", "wavelength": pattern.wavelength,
+    }  # fmt: skip
     made = Solution(
         tuple(candidates), "match", pattern, "TiO2", settings, (), {"search": 1.25, "rank": 0.1}
     )

@@ -18,7 +18,7 @@ from xtalnet_jax.pxrd.readers import (
     vendor_xml,
 )
 from xtalnet_jax.pxrd.readers.base import MAX_BYTES, Scan, decode
-from xtalnet_jax.pxrd.readers.radiation import ANODES, doublet
+from xtalnet_jax.pxrd.readers.radiation import ANODES, doublet, named_wavelength
 
 MIN_POINTS = 10
 MAX_INTENSITY = 1e30  # beyond it is no count of photons, and single precision overflows
@@ -171,7 +171,7 @@ def _checked(scan: Scan, wavelength: float | None, axis: str | None) -> Pattern:
 
 
 def load_pattern(
-    path: str | Path, wavelength: float | None = None, axis: str | None = None
+    path: str | Path, wavelength: float | str | None = None, axis: str | None = None
 ) -> Pattern:
     """Read a powder pattern.
 
@@ -180,8 +180,9 @@ def load_pattern(
 
     Args:
         path: the file.
-        wavelength: angstrom; overrides what the file states, and is needed if it states nothing.
-            Where the file states a K-alpha doublet, the intensity-weighted mean is taken.
+        wavelength: angstrom, or a line by name as ``"CuKa1"`` or ``"CuKa"`` (the doublet);
+            overrides what the file states, and is needed if it states nothing. Of a K-alpha
+            doublet the intensity-weighted mean is taken.
         axis: what the abscissa is where the file does not say it: ``two_theta`` (degrees), ``q``
             (1/angstrom, 4 pi sin(theta) / wavelength) or ``d`` (angstrom). By default the name of
             the column decides, and without one it is 2-theta.
@@ -189,7 +190,8 @@ def load_pattern(
     Returns:
         The pattern with strictly increasing 2-theta; ``meta`` holds what the file said
         (``wavelengths``, ``anode``, ``sample``, ``title``), by which words a header gave the
-        wavelength or the axis (``wavelength_from``, ``axis_from``), and every ``note`` of a repair.
+        wavelength or the axis (``wavelength_from``, ``axis_from``), and every ``note`` of a repair;
+        `assumptions` puts what was taken for granted into sentences.
 
     Raises:
         ValueError: anything is wrong with the file; one sentence with the file and the fix.
@@ -207,6 +209,8 @@ def load_pattern(
             raise ValueError(
                 f"{size / 1e6:.0f} MB are too much for one pattern (limit {MAX_BYTES / 1e6:.0f} MB)"
             )
+        given = named_wavelength(wavelength) if isinstance(wavelength, str) else {}
+        wavelength = given.get("wavelength", wavelength)
         if wavelength is not None and not (np.isfinite(wavelength) and wavelength > 0):
             raise ValueError(f"wavelength={wavelength}, expected a positive number of angstrom")
         if axis is not None and axis not in AXES:
@@ -217,7 +221,36 @@ def load_pattern(
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return pattern._replace(meta={**pattern.meta, "file": path.name})
+    return pattern._replace(meta={**pattern.meta, **given.get("meta", {}), "file": path.name})
+
+
+def assumptions(pattern: Pattern) -> list[str]:
+    """What reading the file took for granted, as sentences for people: wavelength, axis, repairs.
+
+    Example:
+        >>> import numpy as np
+        >>> meta = {"wavelength_from": "Cu Ka1", "note": "negative angles dropped"}
+        >>> assumptions(Pattern(np.arange(3.0), np.ones(3), 1.540593, meta=meta))
+        ['wavelength 1.54059 angstrom, by the words "Cu Ka1"', 'negative angles dropped']
+    """
+    meta, said = pattern.meta, []
+    lines, words = meta.get("wavelengths", ()), meta.get("wavelength_from")
+    if len(lines) == 2:
+        first, second = (f"{v:.6g}" for v in lines)
+        said.append(
+            f"wavelength {pattern.wavelength:.6g} angstrom, the weighted mean of the K-alpha "
+            f"doublet {first} and {second}" + (f' ("{words}")' if words else "")
+        )
+    elif words and "stripped" not in meta:
+        said.append(f'wavelength {pattern.wavelength:.6g} angstrom, by the words "{words}"')
+    if "stripped" in meta:  # by `kalpha.single_wavelength`
+        said.append(
+            f"K-alpha2 ({meta['stripped'][1]:.6g} angstrom) was taken off the pattern, K-alpha1 "
+            f"({meta['stripped'][0]:.6g} angstrom) remains"
+        )
+    if meta.get("axis_from"):
+        said.append(f"abscissa converted to 2-theta, by {meta['axis_from']!r}")
+    return said + (str(meta["note"]).split("; ") if meta.get("note") else [])
 
 
 def save_pattern(pattern: Pattern, path: str | Path) -> None:

@@ -13,13 +13,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
+from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.elements import formula_of
-from xtalnet_jax.crystals.lattice import parameters_from_matrix
+from xtalnet_jax.pxrd.io import assumptions
+from xtalnet_jax.solve.cif import Setting, cif_text, conventional
 from xtalnet_jax.solve.report import report_html
 from xtalnet_jax.solve.solution import Candidate, Solution
 from xtalnet_jax.version import __version__
@@ -29,8 +30,15 @@ _JUDGED = ("rwp", "similarity", "confidence")
 COLUMNS = ("rank", "file", "formula", "space_group", *_CELL, "volume", *_JUDGED)
 """Of ``candidates.csv``."""
 
-SYMPREC = 0.1
-"""Angstrom within which the CIF files are symmetrised."""
+_FITTED = ("zero_shift", "fwhm", "fwhm_tan", "eta", "b_iso", "scale")
+
+
+class Shown(NamedTuple):
+    """A candidate in the setting in which all files show it."""
+
+    candidate: Candidate
+    rank: int  # from 1
+    setting: Setting
 
 
 def save_solution(solution: Solution, folder: str | Path) -> list[Path]:
@@ -45,13 +53,16 @@ def save_solution(solution: Solution, folder: str | Path) -> list[Path]:
         ValueError: the folder cannot be written.
     """
     folder = writable_folder(folder)
-    texts = {
-        cif_name(i): cif_text(c, solution, i) for i, c in enumerate(solution.candidates, start=1)
-    }
-    texts["candidates.csv"] = table_text(solution)
-    texts["result.json"] = json.dumps(record(solution), indent=1, allow_nan=False) + "\n"
-    rows = [row(c, i) for i, c in enumerate(solution.candidates, start=1)]
-    texts["report.html"] = report_html(solution, rows)
+    shown = [Shown(c, i, conventional(c)) for i, c in enumerate(solution.candidates, start=1)]
+    cifs = [cif_text(s.candidate, solution, s.rank, s.setting) for s in shown]
+    texts = {cif_name(s.rank): text for s, text in zip(shown, cifs)}
+    for first in shown[:1]:  # the best one comes with the profile, a powder CIF
+        texts[cif_name(1)] = cif_text(first.candidate, solution, 1, first.setting, profile=True)
+    rows = [row(s) for s in shown]
+    texts["candidates.csv"] = table_text(rows)
+    texts["result.json"] = json.dumps(record(solution, shown), indent=1, allow_nan=False) + "\n"
+    structures = [Crystal.from_structure(s.setting.structure) for s in shown]
+    texts["report.html"] = report_html(solution, rows, structures, cifs)
     staging = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
     try:
         for name, text in texts.items():
@@ -88,68 +99,75 @@ def cif_name(rank: int) -> str:
     return f"candidate_{rank:02d}.cif"
 
 
-def row(candidate: Candidate, rank: int) -> dict[str, Any]:
-    """Return one line of the table, by column name; numbers that are not finite are None."""
-    lengths, angles = parameters_from_matrix(jnp.asarray(candidate.crystal.lattice))
-    numbers = dict(zip(_CELL, [*lengths, *angles]))
-    numbers["volume"] = abs(np.linalg.det(candidate.crystal.lattice))
+def row(shown: Shown) -> dict[str, Any]:
+    """Return one line of the table, by column name; numbers that are not finite are None.
+
+    The cell is that of the CIF: conventional where the structure could be symmetrised.
+    """
+    structure = shown.setting.structure
+    numbers = dict(zip(_CELL, structure.lattice.parameters))
+    numbers["volume"] = structure.volume
     for name in _JUDGED:
-        numbers[name] = getattr(candidate, name)
+        numbers[name] = getattr(shown.candidate, name)
     return {
-        "rank": rank,
-        "file": cif_name(rank),
-        "formula": formula_of(candidate.crystal.atomic_numbers),
-        "space_group": candidate.space_group,
-        **{k: round(float(v), 5) if np.isfinite(v) else None for k, v in numbers.items()},
+        "rank": shown.rank,
+        "file": cif_name(shown.rank),
+        "formula": formula_of(np.array([site.specie.Z for site in structure])),
+        "space_group": shown.candidate.space_group,
+        **{k: _finite(v) for k, v in numbers.items()},
     }
 
 
-def table_text(solution: Solution) -> str:
+def table_text(rows: list[dict[str, Any]]) -> str:
     """Return ``candidates.csv``."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row(c, i) for i, c in enumerate(solution.candidates, start=1))
+    writer.writerows(rows)
     return text.getvalue()
 
 
-def record(solution: Solution) -> dict[str, Any]:
-    """Return ``result.json``: everything but the patterns."""
+def record(solution: Solution, shown: list[Shown]) -> dict[str, Any]:
+    """Return ``result.json``: everything but the profiles."""
+    pattern = solution.pattern
+    x = pattern.two_theta
     return {
         "verdict": solution.verdict,
         "formula": solution.formula,
         "settings": dict(solution.settings),
         "warnings": list(solution.warnings),
+        "assumptions": assumptions(pattern),
+        "pattern": {
+            "points": len(x),
+            "two_theta": [_finite(x[0]), _finite(x[-1])],
+            "wavelength": float(pattern.wavelength),
+            "uncertainties": pattern.sigma is not None,
+            **{k: str(v) for k, v in pattern.meta.items()},
+        },
         "seconds": {k: round(v, 2) for k, v in solution.seconds.items()},
         "candidates": [
-            {**row(c, i), "votes": c.votes} for i, c in enumerate(solution.candidates, start=1)
+            {**row(s), "votes": s.candidate.votes, "refined": _fitted(s.candidate)} for s in shown
         ],
         "version": __version__,
     }
 
 
-def cif_text(candidate: Candidate, solution: Solution, rank: int) -> str:
-    """Return the candidate as a CIF, symmetrised at 0.1 angstrom where that keeps the structure."""
-    from pymatgen.io.cif import CifWriter
+def _fitted(candidate: Candidate) -> dict[str, Any] | None:
+    """What was fitted, of the cell in which it was: [value, standard uncertainty or None]."""
+    fit = candidate.fit
+    if fit is None:
+        return None
+    pairs = {name: (getattr(fit, name), fit.esd.get(name)) for name in _FITTED}
+    pairs |= {name: (v, e) for name, v, e in zip(_CELL, fit.cell, fit.cell_esd)}
+    return {
+        **{
+            name: [_finite(v), None if e is None else _finite(e, 7)]
+            for name, (v, e) in pairs.items()
+        },
+        "background": [_finite(v) for v in fit.background],
+        "free_structural_parameters": fit.num_free,
+    }
 
-    structure = candidate.structure
-    symmetric = candidate.space_group != "P1" and _survives_symmetry(structure)
-    body = str(CifWriter(structure, symprec=SYMPREC if symmetric else None))
-    head = (
-        f"# xtalnet_jax {__version__}, candidate {rank}: R_wp {candidate.rwp:.4f}, "
-        f"confidence {candidate.confidence:.3f}, verdict {solution.verdict}\n"
-    )
-    return head + body
 
-
-def _survives_symmetry(structure: Any) -> bool:
-    """Whether the symmetrised structure is still the same one: close atoms may have merged."""
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
-    from spglib.error import SpglibError
-
-    try:
-        refined = SpacegroupAnalyzer(structure, symprec=SYMPREC).get_refined_structure()
-    except (TypeError, ValueError, SpglibError):  # the search gives up on an odd cell
-        return False
-    return bool(StructureMatcher(scale=False).fit(structure, refined))
+def _finite(value: Any, digits: int = 5) -> float | None:
+    return round(float(value), digits) if np.isfinite(value) else None

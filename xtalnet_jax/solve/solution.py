@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.pxrd.pattern import Pattern
+
+if TYPE_CHECKING:
+    from xtalnet_jax.refine.refine import Refined
 
 MATCH, UNCERTAIN, NONE = "match", "uncertain", "none"
 
@@ -24,11 +29,21 @@ class Candidate(NamedTuple):
     space_group: str  # Hermann-Mauguin symbol found at 0.1 angstrom
     calculated: Pattern  # the pattern of this structure on the measured grid
     votes: int  # how many generated candidates became this structure
+    fit: Refined | None = None  # zero shift, widths, B, background and their uncertainties
 
     @property
     def structure(self) -> Any:
         """The ``pymatgen.core.Structure``."""
         return self.crystal.to_structure()
+
+    @property
+    def background(self) -> np.ndarray | None:
+        """Background that was refined, [n_bin] on the angles of ``calculated``."""
+        if self.fit is None or not len(self.fit.background):
+            return None
+        x = np.asarray(self.calculated.two_theta, float)
+        u = np.interp(x, [x[0], x[-1]], [-1.0, 1.0])
+        return np.asarray(np.polynomial.chebyshev.chebval(u, self.fit.background))
 
 
 class Solution(NamedTuple):

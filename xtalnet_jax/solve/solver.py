@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,9 @@ from xtalnet_jax.solve.search import Found, search
 from xtalnet_jax.solve.solution import Candidate, Solution, verdict_of
 from xtalnet_jax.types import Params
 
+if TYPE_CHECKING:
+    from xtalnet_jax.refine.refine import Refined
+
 Report = Callable[[str], None]
 
 
@@ -41,7 +44,7 @@ class Fit(NamedTuple):
     similarity: np.ndarray  # [n]
     num_free: np.ndarray  # [n] free structural parameters, 0 without refinement
     moved: np.ndarray  # [n] angstrom
-    calculated: list[Pattern]
+    refined: list[Refined]  # all that was fitted; empty if the profile was not looked at
 
 
 class Solver(NamedTuple):
@@ -95,12 +98,7 @@ class Solver(NamedTuple):
         from xtalnet_jax.refine.prepare import observe
 
         clock, seconds, warnings = time.perf_counter, {}, []
-        known_cell = plausibility.lattice_from_hint(lattice)
-        group = plausibility.space_group_from_hint(space_group)
-        if num_candidates < 1:
-            raise ValueError(f"num_candidates is {num_candidates}, expected at least 1")
-        units = plausibility.formula_units(formula, z, self.max_atoms, known_cell)
-        check_tabulated(atomic_numbers_from_formula(formula))
+        known_cell, group, units = self.check(formula, num_candidates, z, lattice, space_group)
         observe(pattern, 1)  # complains now, not after the candidates were drawn
 
         start = clock()
@@ -134,6 +132,31 @@ class Solver(NamedTuple):
         return Solution(
             tuple(candidates), verdict, pattern, formula, settings, tuple(warnings), seconds
         )
+
+    def check(
+        self,
+        formula: str,
+        num_candidates: int = 20,
+        z: int | None = None,
+        lattice: Any = None,
+        space_group: str | int | None = None,
+    ) -> tuple[np.ndarray | None, str | None, tuple[int, ...]]:
+        """Complain about a question that `solve` cannot answer, before any work.
+
+        Returns:
+            The known cell in standard form, the symbol of the known space group, and the numbers of
+            formula units to try.
+
+        Raises:
+            ValueError: see `solve`.
+        """
+        known_cell = plausibility.lattice_from_hint(lattice)
+        group = plausibility.space_group_from_hint(space_group)
+        if num_candidates < 1:
+            raise ValueError(f"num_candidates is {num_candidates}, expected at least 1")
+        units = plausibility.formula_units(formula, z, self.max_atoms, known_cell)
+        check_tabulated(atomic_numbers_from_formula(formula))
+        return known_cell, group, units
 
     # Embedding ----------------------------------------------------------------------------------
 
@@ -243,7 +266,7 @@ class Solver(NamedTuple):
             self.embed_crystals(crystals) @ vector if crystals else np.zeros(0),
             np.array([r.num_free for r in results]),
             np.array([r.moved for r in results]),
-            [r.calculated for r in results],
+            results,
         )
 
     def unfitted(self, crystals: list[Crystal], peaks: PeakBatch) -> Fit:
@@ -266,8 +289,9 @@ class Solver(NamedTuple):
                 float(fit.similarity[i]),
                 float(confidence[i]),
                 plausibility.space_group_of(fit.crystals[i]),
-                fit.calculated[i],
+                fit.refined[i].calculated,
                 int((features.group == features.group[i]).sum()),
+                fit.refined[i],
             )
             for i in sorted(best.values(), key=lambda i: -confidence[i])
         ]

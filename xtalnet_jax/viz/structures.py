@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -78,7 +79,7 @@ def _draw(axes: Any, crystal: Crystal, projection: np.ndarray) -> None:
     from matplotlib.patches import Circle
 
     numbers, frac = with_boundary_images(crystal)
-    looks = [_look(int(z)) for z in numbers]
+    looks = [element_look(int(z)) for z in numbers]
     cart = frac @ np.asarray(crystal.lattice, np.float64)
     atoms = cart @ projection.T
     corners = np.array(EDGES, np.float64) @ crystal.lattice @ projection.T  # [12, 2, 3]
@@ -158,16 +159,14 @@ def with_boundary_images(
     return np.array(numbers), np.array(coords)
 
 
-def _look(number: int) -> tuple[tuple[float, float, float], float]:
+def element_look(number: int) -> tuple[tuple[float, float, float], float]:
     """(colour, radius in angstrom) of an element: hue by the golden angle, fixed for the common."""
-    from matplotlib.colors import hsv_to_rgb, to_rgb
-
     radius = 0.38 * float(ATOMIC_RADII[number])
     if number in COMMON_COLOURS:
-        return to_rgb(COMMON_COLOURS[number]), radius
+        red, green, blue = bytes.fromhex(COMMON_COLOURS[number][1:])
+        return (red / 255, green / 255, blue / 255), radius
     hue = (number * 0.381966) % 1.0
-    red, green, blue = hsv_to_rgb((hue, 0.55, 0.8 - 0.2 * (number % 3) / 2))
-    return (red, green, blue), radius
+    return colorsys.hsv_to_rgb(hue, 0.55, 0.8 - 0.2 * (number % 3) / 2), radius
 
 
 COMMON_COLOURS = {
@@ -194,7 +193,7 @@ def _legend(figure: Any, crystals: Sequence[Crystal]) -> None:
     numbers = sorted({int(z) for c in crystals for z in np.asarray(c.atomic_numbers)})
     handles = [
         Line2D([], [], marker="o", linestyle="", markersize=8, markeredgecolor=INK,
-               markeredgewidth=0.4, color=_look(z)[0], label=Element.from_Z(z).symbol)
+               markeredgewidth=0.4, color=element_look(z)[0], label=Element.from_Z(z).symbol)
         for z in numbers
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)

@@ -281,6 +281,8 @@ def read(text: str, suffix: str = ".xy", axis: str | None = None) -> Scan:
     stated = stated_wavelength(header[:_MAX_HEADER])
     meta = {**stated["meta"], "title": header[0][:200]} if header else {}
     meta["note"] = note
+    if _named_axis(label) is None and axis is None and note is None:
+        meta["note"] = "no column is named, the first was taken for 2-theta in degrees"
     if kind != "two_theta":
         meta["axis_from"] = label if axis is None else f"axis={axis!r}"
     spread = None if sigma is None else data[:, sigma]

@@ -87,3 +87,24 @@ def stated_wavelength(header: Sequence[str]) -> dict[str, Any]:
         radiation = doublet(alpha1, alpha2 if both else None)
         return radiation | {"meta": {**radiation["meta"], "wavelength_from": found[0].strip()}}
     return {"wavelength": None, "meta": {}}
+
+
+def named_wavelength(text: str) -> dict[str, Any]:
+    """Wavelength that a person gives: angstrom, or a line as ``CuKa`` (doublet) or ``Mo K-alpha1``.
+
+    Raises:
+        ValueError: neither.
+    """
+    try:
+        return {"wavelength": float(text.replace(",", "."))}
+    except ValueError:
+        pass
+    found = _LINE_NAME.fullmatch(text.strip())
+    if not found:
+        raise ValueError(
+            f"wavelength={text[:30]!r}, expected angstrom, e.g. 1.5406, or a line, e.g. CuKa1 or "
+            f"CuKa (for the doublet) of {', '.join(ANODES)}"
+        )
+    alpha1, alpha2 = ANODES[found[1]]
+    radiation = doublet(alpha1, None if found[2] else alpha2)
+    return radiation | {"meta": {**radiation["meta"], "wavelength_from": text.strip()}}

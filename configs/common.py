@@ -29,6 +29,17 @@ LABORATORY = {
 }
 
 
+def variants(arg: str, recipe: str, *known: str) -> set[str]:
+    """Split the variants asked for ("cpu,transformer"), all of which must be known."""
+    asked = {word for word in arg.split(",") if word}
+    if asked - set(known):
+        raise ValueError(
+            f"unknown variant {arg!r} of configs/{recipe}.py; known, alone or joined by commas: "
+            f"{', '.join(known)}"
+        )
+    return asked
+
+
 def base(task: str) -> ConfigDict:
     """Return the sections shared by all tasks, with inorganic cells of at most 20 atoms in mind."""
     return ConfigDict(

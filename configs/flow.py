@@ -1,13 +1,29 @@
 """CCSG by flow matching: the default generator (inorganic cells of at most 20 atoms).
 
 Command:  python -m launch.train --config=configs/flow.py --config.init_from=runs/cpcp
-Variants: ``:cpu`` (width 128, the size of the bundled weights), ``:smoke``.
+Variants: ``:cpu`` (width 128, the size of the bundled weights), ``:smoke``, ``:transformer`` (over
+          atoms, in place of CSPNet); several joined by commas, as ``:cpu,transformer``.
 """
 
 from configs import common
 
+TRANSFORMER = {
+    "kind": "transformer",
+    "width": 512,
+    "layers": 12,
+    "heads": 8,
+    "pair_width": 64,
+    "expand": 2,
+    "num_freqs": 32,
+    "num_radial": 16,
+    "cross_attention": 2,
+    "dtype": "float32",
+}
+CPU_TRANSFORMER = {"width": 192, "layers": 6, "pair_width": 32, "num_freqs": 16}
+
 
 def get_config(arg: str = ""):
+    asked = common.variants(arg, "flow", "cpu", "smoke", "transformer")
     config = common.base("flow")
     config.model = {
         "encoder": {
@@ -17,14 +33,17 @@ def get_config(arg: str = ""):
             "layers": 8,
             "dropout": 0.1,
             "position": "fourier",
+            "dtype": "float32",  # "bfloat16": of the products, where the hardware is quick at them
         },
         "network": {
+            "kind": "cspnet",  # the other is "transformer"
             "width": 512,
             "layers": 6,
             "num_freqs": 128,
             "num_radial": 16,
             "cross_attention": 2,
             "heads": 8,
+            "dtype": "float32",
         },
         "time_dim": 256,
     }
@@ -36,14 +55,15 @@ def get_config(arg: str = ""):
     }
     config.sampling = {"num_steps": 30, "coord_speed": 3.0}
     config.train.num_epochs = 300
-    if arg in ("cpu", "smoke"):
+    if "transformer" in asked:
+        config.model.network = TRANSFORMER
+    if asked & {"cpu", "smoke"}:
         config.model.encoder.update(common.CPU_ENCODER)
-        config.model.network.update({"width": 128, "num_freqs": 32})
+        cspnet = {"width": 128, "num_freqs": 32}
+        config.model.network.update(CPU_TRANSFORMER if "transformer" in asked else cspnet)
         config.model.time_dim = 64
         config.train.num_epochs = 12
-    if arg == "smoke":
+    if "smoke" in asked:
         common.smoke(config)
         config.sampling.num_steps = 4
-    elif arg not in ("", "cpu"):
-        raise ValueError(f"unknown variant {arg!r} of configs/flow.py; known: cpu, smoke")
     return config

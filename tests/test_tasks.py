@@ -18,7 +18,7 @@ from xtalnet_jax.pxrd.pattern import CU_KALPHA, Lines, PeakBatch, inv_d_from_two
 
 VARIANTS = {
     "cpcp": ("", "cpu", "smoke"),
-    "flow": ("", "cpu", "smoke"),
+    "flow": ("", "cpu", "smoke", "cpu,transformer"),
     "ccsg": ("", "cpu", "smoke"),
     "cpcp_hmof100": ("", "smoke"),
     "ccsg_hmof100": ("", "add", "unfrozen", "smoke"),

@@ -9,6 +9,7 @@ binding the condition and the species.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Float, Int
 
 from xtalnet_jax.crystals.lattice import metric_tensor
+from xtalnet_jax.models.atom_transformer import AtomTransformer
 from xtalnet_jax.models.cpcp import species_embedding, species_index
 from xtalnet_jax.models.cspnet import CSPNet
 from xtalnet_jax.models.embeddings import fan_in_uniform, time_embedding
@@ -33,6 +35,30 @@ class Condition(NamedTuple):
     tokens: jax.Array  # [n_graph, n_peak, d] its peaks, 0 where padded
     mask: jax.Array  # [n_graph, n_peak] bool
     known_lattice: jax.Array  # [n_graph] bool: the lattice state is the true one at all times
+
+
+BACKBONES = {"cspnet": CSPNet, "transformer": AtomTransformer}
+"""What ``network["kind"]`` chooses from; all are called alike."""
+
+
+def make_backbone(fields: Mapping[str, Any]) -> CSPNet | AtomTransformer:
+    """Build the network that ``fields["kind"]`` names ("cspnet" if absent) from the other fields.
+
+    Raises:
+        ValueError: there is no such kind, or it has no such field.
+    """
+    kind = fields.get("kind", "cspnet")
+    if kind not in BACKBONES:
+        kinds = " or ".join(f'"{name}"' for name in BACKBONES)
+        raise ValueError(f'network.kind is "{kind}", expected {kinds}')
+    options = {name: value for name, value in fields.items() if name != "kind"}
+    known = {f.name for f in dataclasses.fields(BACKBONES[kind])} - {"parent", "name"}
+    if unknown := sorted(options.keys() - known):
+        raise ValueError(
+            f'a network of kind "{kind}" has no field {", ".join(unknown)}; its fields are '
+            f"{', '.join(sorted(known))}"
+        )
+    return BACKBONES[kind](**options)
 
 
 class AtomInput(nn.Module):
@@ -62,7 +88,7 @@ class AtomInput(nn.Module):
 
 
 def backbone(
-    network: CSPNet,
+    network: CSPNet | AtomTransformer,
     h: jax.Array,
     frac_coords: jax.Array,
     lattice_features: jax.Array,
@@ -99,7 +125,7 @@ class CCSG(nn.Module):
 
     Attributes:
         encoder: Fields of the `PXRDEncoder`.
-        network: Fields of the `CSPNet`.
+        network: Fields of the backbone, see `make_backbone`.
         time_dim: Width of the time features.
         fusion: How the pattern enters, ``"cat"`` or ``"add"``; see `AtomInput`.
     """
@@ -113,7 +139,7 @@ class CCSG(nn.Module):
         """Create encoder, network and heads."""
         _check_fusion(self.fusion)
         self.pxrd_encoder = PXRDEncoder(**self.encoder)
-        self.decoder = CSPNet(**self.network)
+        self.decoder = make_backbone(self.network)
         self.atom_input = AtomInput(self.decoder.width, self.fusion)
         self.coord_head = nn.Dense(3, use_bias=False, kernel_init=fan_in_uniform())
         self.lattice_head = nn.Dense(9, use_bias=False, kernel_init=fan_in_uniform())
@@ -172,7 +198,8 @@ class FlowCCSG(nn.Module):
 
     Attributes:
         encoder: Fields of the `PXRDEncoder` (continuous positions unless said otherwise).
-        network: Fields of the `CSPNet` (cross-attention in every second layer unless said).
+        network: Fields of the backbone, see `make_backbone` (cross-attention in every second
+            layer unless said).
         time_dim: Width of the time features.
         fusion: How the pooled pattern enters, see `AtomInput`.
     """
@@ -186,7 +213,7 @@ class FlowCCSG(nn.Module):
         """Create encoder, network and heads."""
         _check_fusion(self.fusion)
         self.pxrd_encoder = PXRDEncoder(**{"position": "fourier", **self.encoder})
-        self.decoder = CSPNet(**{"cross_attention": 2, **self.network})
+        self.decoder = make_backbone({"cross_attention": 2, **self.network})
         self.atom_input = AtomInput(self.decoder.width, self.fusion)
         small = fan_in_uniform(0.1)
         self.coord_head = nn.Dense(3, use_bias=False, kernel_init=small)

@@ -73,9 +73,18 @@ def collect(x: Float[Array, "n_graph n_offset n_node ..."], first: int) -> jax.A
     return rows.reshape(n_graph, total // n, n, *x.shape[3:]).sum(1)
 
 
-def _pair_features(
-    difference: jax.Array, metric: jax.Array | None, num_freqs: int, num_radial: int, detach: bool
+def pair_features(
+    difference: Float[Array, "*batch 3"],
+    metric: Float[Array, "*batch 3 3"] | None,
+    num_freqs: int,
+    num_radial: int,
+    detach: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sines, cosines and radial functions of fractional differences, each [..., its number].
+
+    Raises:
+        ValueError: radial functions are wanted and there is no metric to take distances with.
+    """
     sin, cos = fourier_differences(difference, num_freqs)
     if num_radial:
         if metric is None:
@@ -104,7 +113,7 @@ def dense_pairs(
     metrics = None
     if metric is not None:
         metrics = jnp.broadcast_to(metric[:, None, None], (*difference.shape, 3))
-    sin, cos, radial = _pair_features(difference, metrics, num_freqs, num_radial, detach)
+    sin, cos, radial = pair_features(difference, metrics, num_freqs, num_radial, detach)
     return DensePairs(
         sin,
         cos,
@@ -130,7 +139,7 @@ def edge_list(
     """Features of given directed edges of a flat list of atoms."""
     difference = frac_coords[senders] - frac_coords[receivers]
     metrics = None if metric is None else metric[graph]
-    features = _pair_features(difference, metrics, num_freqs, num_radial, detach)
+    features = pair_features(difference, metrics, num_freqs, num_radial, detach)
     mask = node_mask[senders] & node_mask[receivers]
     return EdgeList(senders, receivers, graph, jnp.concatenate(features, -1), mask)
 

@@ -31,14 +31,18 @@ def attend(
     key: Float[Array, "n_graph n_key n_head d"],
     value: Float[Array, "n_graph n_key n_head d"],
     mask: Bool[Array, "n_graph n_key"],
+    bias: Float[Array, "n_graph n_head n_query n_key"] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention weights [n_graph, n_head, n_query, n_key] and the values, scale 1/sqrt(d).
 
+    ``bias`` is added to the scaled scores.
     Masked keys get weight 0; a query without any key gets weights 0, not NaN.
     """
     scale = 1.0 / np.sqrt(query.shape[-1])
     score = jnp.einsum("bqhd,bkhd->bhqk", query * jnp.asarray(scale, query.dtype), key)
     score = score.astype(jnp.promote_types(score.dtype, jnp.float32))
+    if bias is not None:
+        score = score + bias
     allowed = mask[:, None, None]
     weight = jax.nn.softmax(jnp.where(allowed, score, jnp.finfo(score.dtype).min), -1)
     return jnp.where(allowed, weight, 0.0).astype(value.dtype), value

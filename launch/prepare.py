@@ -79,14 +79,8 @@ def _source(given: Any) -> Any:
 
 
 def _show(progress: Any) -> None:
-    minutes, seconds = divmod(round(progress.seconds_left), 60)
-    print(
-        f"{progress.num_done}/{progress.num_records} records, {progress.num_bad} left out, "
-        f"{progress.per_second:.0f}/s, {minutes}:{seconds:02d} left",
-        end="   \r" if sys.stderr.isatty() and progress.seconds_left else "\n",
-        file=sys.stderr,
-        flush=True,
-    )
+    end = "   \r" if sys.stderr.isatty() and progress.seconds_left else "\n"
+    print(progress, end=end, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from xtalnet_jax.pretrained.weights import BUNDLED
 from xtalnet_jax.pxrd.pattern import Pattern
 from xtalnet_jax.pxrd.simulate import simulate_pattern
 from xtalnet_jax.solve import assess, report_card
-from xtalnet_jax.solve.retrieval import RetrievalIndex
 from xtalnet_jax.solve.solver import Fit, Solver, load_solver
 
 TEXTBOOK = textbook_crystals()
@@ -182,39 +181,6 @@ def test_default_weights_load():
     assert set(solver.rankers) == {"refined", "raw"}
     similarity = solver.embed_patterns([simulate_pattern(SALT)]) @ solver.embed_crystals([SALT]).T
     assert similarity > 0.5
-
-
-# Retrieval ----------------------------------------------------------------------------------------
-
-
-def test_index_finds_saves_and_loads(tiny_solver, pattern, tmp_path):
-    done = []
-    index = RetrievalIndex.build(SMALL.items(), tiny_solver, chunk=4, progress=done.append)
-    assert done == [*range(4, len(SMALL), 4), len(SMALL)]
-    hits = index.query(pattern, k=99)
-    assert [h.rank for h in hits] == list(range(1, len(SMALL) + 1))
-    assert {h.id for h in hits} == set(SMALL)
-    scores = [h.score for h in hits]
-    assert scores == sorted(scores, reverse=True)
-    expected = tiny_solver.embed_crystals([SMALL[h.id] for h in hits])
-    vector = tiny_solver.embed_patterns([pattern])[0]
-    np.testing.assert_allclose(scores, expected @ vector, atol=1e-5)
-    assert next(h.formula for h in hits if h.id == "rutile") == "Ti2O4"
-    index.save(tmp_path / "index.npz")
-    assert RetrievalIndex.load(tmp_path / "index.npz", tiny_solver).query(pattern, 3) == hits[:3]
-    again = RetrievalIndex.load(tmp_path / "index.npz")  # the index names its weights
-    assert again.query(pattern, 1) == hits[:1]
-    with pytest.raises(ValueError, match="was built with the weights"):
-        RetrievalIndex.load(tmp_path / "index.npz", tiny_solver._replace(name="others"))
-
-
-def test_index_that_cannot_be_built(tiny_solver):
-    with pytest.raises(ValueError, match="no crystals"):
-        RetrievalIndex.build([], tiny_solver)
-    with pytest.raises(ValueError, match="'a' occurs more than once"):
-        RetrievalIndex.build([("a", SALT), ("a", SALT)], tiny_solver)
-    numbered = RetrievalIndex.build([SALT, TEXTBOOK["silicon"]], tiny_solver)
-    assert numbered.entries.ids == ("0", "1")
 
 
 # Assessment ---------------------------------------------------------------------------------------

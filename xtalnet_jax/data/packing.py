@@ -53,6 +53,13 @@ class Progress(NamedTuple):
     per_second: float
     seconds_left: float
 
+    def __str__(self) -> str:
+        minutes, seconds = divmod(round(self.seconds_left), 60)
+        return (
+            f"{self.num_done}/{self.num_records} records, {self.num_bad} left out, "
+            f"{self.per_second:.0f}/s, {minutes}:{seconds:02d} left"
+        )
+
 
 def pack(
     source: Source,

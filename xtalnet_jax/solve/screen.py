@@ -26,15 +26,18 @@ LARGEST = 0.22
 NUM_LINES = 128
 
 
-def agreement(crystals: list[Crystal], peaks: PeakBatch, wavelength: float) -> np.ndarray:
+def agreement(
+    crystals: list[Crystal], peaks: PeakBatch, wavelength: float, stretch: float = 0.0
+) -> np.ndarray:
     """Cosine of the square-root line patterns of each crystal and the peaks, [n], 0..1.
 
     Args:
         crystals: candidates.
         peaks: one row, positions in 1/angstrom.
         wavelength: angstrom, for the Lorentz-polarisation factor.
+        stretch: largest relative change of the cell edges, all alike, that may improve it.
     """
-    return _compared(crystals, peaks, wavelength, NARROW, 0.0)[0]
+    return _compared(crystals, peaks, wavelength, NARROW, float(np.log1p(stretch)))[0]
 
 
 def rescaled(crystals: list[Crystal], peaks: PeakBatch, wavelength: float) -> list[Crystal]:

@@ -39,10 +39,10 @@ def run(main: Callable[[], int | None]) -> None:
 def progress() -> Iterator[Callable[[str], None]]:
     """Yield ``say(text)``, which names the stage that begins on stderr, with the seconds so far.
 
-    On a terminal the last line counts on while the stage lasts.
+    On a terminal the last line counts on while the stage lasts; the first one is the start itself.
     """
-    start, stage = time.perf_counter(), ""
     live, over, lock = sys.stderr.isatty(), threading.Event(), threading.Lock()
+    start, stage = time.perf_counter(), "starting" if live else ""
 
     def line() -> str:
         return f"{time.perf_counter() - start:5.0f} s  {stage}"

@@ -50,39 +50,53 @@ if __name__ == "__main__":
 
 def main() -> int:
     """Check the input, solve, write, and say what was found."""
-    from xtalnet_jax import compilation
-    from xtalnet_jax.solve.batch import ERROR, matching_files, solve_files
-
     if FLAGS.pattern is not None and FLAGS.patterns:
         raise ValueError("--pattern and --patterns were both given; give one of them")
     given = "--patterns" if FLAGS.patterns else "--pattern"
     if FLAGS.formula is None and (FLAGS.pattern is not None or FLAGS.patterns):
         raise ValueError(f"{given} was given without --formula; add e.g. --formula=TiO2")
-    files = matching_files(FLAGS.patterns)
     hints = {"z": FLAGS.z, "lattice": _lattice(), "space_group": FLAGS.space_group}
-    with cli.progress() as say:
-        if not files:
-            pattern, formula = _one_pattern()
-        from xtalnet_jax.solve.output import save_solution, writable_folder
-        from xtalnet_jax.solve.solver import load_solver
+    return _solve_many(hints) if FLAGS.patterns else _solve_one(hints)
 
-        compilation.use_cache()
-        solver = load_solver(FLAGS.weights)
-        writable_folder(FLAGS.out)
-        solver.check(FLAGS.formula if files else formula, FLAGS.num_candidates, **hints)
-        if not files:
-            _describe(pattern, say)
-            solution = _solve(solver, pattern, formula, hints, say)
-            save_solution(solution, FLAGS.out)
-        else:
-            one = partial(_solve_file, solver=solver, hints=hints, say=say)
-            rows = solve_files(files, one, FLAGS.out, say)
-    if not files:
-        _tell(solution)
-        return 0
+
+def _solve_one(hints: dict[str, Any]) -> int:
+    with cli.progress() as say:
+        pattern, formula = _one_pattern()
+        solver = _ready(formula, hints)
+        _describe(pattern, say)
+        solution = _solve(solver, pattern, formula, hints, say)
+
+        from xtalnet_jax.solve.output import save_solution
+
+        save_solution(solution, FLAGS.out)
+    _tell(solution)
+    return 0
+
+
+def _solve_many(hints: dict[str, Any]) -> int:
+    from xtalnet_jax.solve.batch import matching_files, solve_files
+
+    files = matching_files(FLAGS.patterns)
+    with cli.progress() as say:
+        solver = _ready(FLAGS.formula, hints)
+        one = partial(_solve_file, solver=solver, hints=hints, say=say)
+        rows = solve_files(files, one, FLAGS.out, say)
     _tell_all(rows)
-    failed = sum(row["verdict"] == ERROR for row in rows)
+    failed = sum("folder" not in row for row in rows)
     return 0 if not failed else 1 if failed < len(rows) else 2
+
+
+def _ready(formula: str, hints: dict[str, Any]) -> Solver:
+    """The solver, after the question was judged and the folder for the answer was made."""
+    from xtalnet_jax import compilation
+    from xtalnet_jax.solve.output import writable_folder
+    from xtalnet_jax.solve.solver import load_solver
+
+    compilation.use_cache()
+    solver = load_solver(FLAGS.weights)
+    solver.check(formula, FLAGS.num_candidates, **hints)
+    writable_folder(FLAGS.out)
+    return solver
 
 
 def _one_pattern() -> tuple[Pattern, str]:

@@ -25,10 +25,12 @@ def test_the_last_line_counts_on_a_terminal(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     with cli.progress() as say:
+        time.sleep(1.2)
         say("reading")
         say("solving")
-        time.sleep(1.3)
+        time.sleep(1.2)
     shown = screen.getvalue()
+    assert "starting\n" in shown
     assert "reading\n" in shown
     assert shown.count("solving") >= 2
     assert "\r" in shown

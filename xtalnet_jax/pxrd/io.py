@@ -49,9 +49,10 @@ def _read(path: Path, axis: str | None) -> Scan:
     if data[:3] == b"RAW" and suffix == ".raw" and b"\0" in data[:2000]:
         return bruker_raw.read(data)
     if suffix not in (*_TEXT, *_COLUMNS, *_GSAS):
+        unknown = f"files of type {suffix!r}" if suffix else "files without a suffix"
         raise ValueError(
-            f"files of type {suffix or 'no suffix'!r} are not known; export the scan as .xy, .xye, "
-            ".csv, .xrdml, .brml, .ras, .uxd, GSAS or powder CIF"
+            f"{unknown} are not known; export the scan as .xy, .xye, .csv, .xrdml, .brml, .ras, "
+            ".uxd, GSAS or powder CIF"
         )
     text = decode(data)
     if suffix in _TEXT:
@@ -100,11 +101,11 @@ def _ordered(scan: Scan, x: np.ndarray, y: np.ndarray, sigma: np.ndarray | None)
 def _ask_for_wavelength(anode: str | None) -> str:
     """The request, with the values for the anode where the file names it."""
     name = next((a for a in ANODES if str(anode).strip().lower().startswith(a.lower())), None)
-    source = doublet(*ANODES[name or "Cu"])
+    said, name = f" (anode {name})" if name else "", name or "Cu"
     return (
-        f"the file does not state the wavelength{f' (anode {name})' if name else ''}; give "
-        f"--wavelength (wavelength=...), e.g. {ANODES[name or 'Cu'][0]:.4f} for {name or 'Cu'} "
-        f"K-alpha1 or {source['wavelength']:.4f} for {name or 'Cu'} K-alpha"
+        f"the file does not state the wavelength{said}; give --wavelength (wavelength=...): "
+        f"{doublet(*ANODES[name])['wavelength']:.4f} or {name}Ka for {name} K-alpha (the doublet, "
+        f"most laboratories), {ANODES[name][0]:.4f} or {name}Ka1 for {name} K-alpha1 alone"
     )
 
 

@@ -4,7 +4,8 @@
   python -m launch.evaluate --data=mp20_val.npz --skip=1000 --num_items=100 --pool=0 --noshuffled \
       --fit_ranker --out=runs/ranker                          (crystals that no table is made of)
 
---data is a set written by launch.prepare. Patterns are simulated (Cu K-alpha, 5 to 90 degrees);
+--data is a set written by launch.prepare. Patterns are simulated (Cu K-alpha, 5 to 90 degrees, or
+with --patterns=laboratory as an ordinary laboratory would measure them);
 composition and the number of atoms are given. Writes OUT/results.json and OUT/results.md; every
 attempt is kept in OUT, so that an interrupted run goes on where it was.
 """
@@ -29,6 +30,10 @@ if __name__ == "__main__":
     flags.DEFINE_bool("profile", True, "compare candidates with the profile; --noprofile is fast")
     flags.DEFINE_bool("shuffled", True, "also run the control with permuted patterns")
     flags.DEFINE_bool("fit_ranker", False, "fit the ranker to these items: OUT/ranker.json")
+    flags.DEFINE_enum(
+        "patterns", "clean", ["clean", "laboratory"],
+        "simulated without faults, or with the noise, shifts, texture, ... of a laboratory",
+    )  # fmt: skip
     flags.DEFINE_integer("workers", 2, "processes that compare structures")
 
 
@@ -59,6 +64,7 @@ def main() -> None:
         shuffled=FLAGS.shuffled,
         fit_ranker=FLAGS.fit_ranker,
         workers=FLAGS.workers,
+        patterns=FLAGS.patterns,
     )
     packed = load_set(FLAGS.data, solver.max_atoms)
     print(report_card.report(solver, packed, FLAGS.data, options, FLAGS.out))

@@ -46,7 +46,8 @@ def run(
     """Train as the recipe says, from the last checkpoint in ``workdir`` if there is one.
 
     Args:
-        config: a recipe of ``configs/``.
+        config: a recipe of ``configs/``; changed only by taking over the lattice statistics of
+            ``init_from``.
         workdir: folder for checkpoints, metrics and the final weights.
         stop_after_seconds: leave with a checkpoint after this time; running again continues.
 
@@ -61,8 +62,11 @@ def run(
     eval_set = load_set(config.data.eval, largest)
     rows = np.random.default_rng(0).permutation(eval_set.num_crystals)[: config.data.num_eval]
     eval_set = eval_set.select(np.sort(rows))
+    donor, donor_config = load_weights(config.init_from) if config.init_from else ({}, {})
+    if "lattice_stats" in donor_config:  # its parameters mean what they do with these only
+        with config.unlocked():
+            config.lattice_stats = donor_config["lattice_stats"]
     config = tasks.with_statistics(config, train_set.lattice, train_set.num_atoms)
-    donor = load_weights(config.init_from)[0] if config.init_from else {}
     state = train(
         tasks.task_from_config(config),
         batches(config, train_set, shuffle=True),

@@ -11,7 +11,7 @@ ORDER = {"a": 2, "m": 4, "o": 8, "t": 16, "c": 48}
 def test_cells_have_the_volume_and_the_point_group_of_their_lattice(lattice):
     import spglib
 
-    cells = random_cells(np.random.default_rng(1), lattice, 6, 70.0, volume_sigma=0.0)
+    cells = random_cells(np.random.default_rng(1), lattice, np.full(6, 70.0))
     np.testing.assert_allclose(np.linalg.det(cells), 70.0, rtol=1e-9)
     order = {"hP": 24, "hR": 12}.get(lattice, ORDER.get(lattice[0]))
     for cell in cells:
@@ -19,8 +19,9 @@ def test_cells_have_the_volume_and_the_point_group_of_their_lattice(lattice):
         assert len(found["rotations"]) == order  # a primitive cell has no centring translations
 
 
-def test_spread_of_volumes():
-    cells = random_cells(np.random.default_rng(0), "oP", 4000, 50.0, volume_sigma=0.1)
-    logs = np.log(np.linalg.det(cells) / 50.0)
-    assert abs(logs.mean()) < 0.01
-    assert logs.std() == pytest.approx(0.1, rel=0.1)
+def test_each_cell_has_its_own_volume_and_shape():
+    wanted = np.linspace(20.0, 90.0, 4000)
+    cells = random_cells(np.random.default_rng(0), "oP", wanted, ratio_sigma=0.3)
+    np.testing.assert_allclose(np.linalg.det(cells), wanted, rtol=1e-9)
+    logs = np.log(np.linalg.norm(cells, axis=-1))
+    assert (logs[:, 0] - logs[:, 1]).std() == pytest.approx(0.3 * 2**0.5, rel=0.1)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from xtalnet_jax.pxrd import preprocess
+from xtalnet_jax.pxrd.kalpha import strip_kalpha2
 from xtalnet_jax.pxrd.pattern import CU_KALPHA, Pattern
 
 
@@ -85,11 +86,11 @@ def test_kalpha2_stripping_inverts_its_addition():
     both = lines(angles, heights, x)
     for a, h, s in zip(second, heights, stretch):
         both = both + lines([a], [h / 2], x, fwhm=0.08 * s)
-    out = preprocess.strip_kalpha2(Pattern(x, both, 1.5418), alpha1, alpha2)
+    out = strip_kalpha2(Pattern(x, both, 1.5418), alpha1, alpha2)
     np.testing.assert_allclose(out.intensity, lines(angles, heights, x), atol=0.02)
     assert out.wavelength == alpha1
     with pytest.raises(ValueError, match="alpha1 < alpha2"):
-        preprocess.strip_kalpha2(Pattern(x, both, 1.5418), alpha2, alpha1)
+        strip_kalpha2(Pattern(x, both, 1.5418), alpha2, alpha1)
 
 
 def test_merge_points_sorts_and_averages():

@@ -7,10 +7,16 @@ from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.lattice import matrix_from_parameters, parameters_from_matrix
 from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.data.fixtures import textbook_crystals
-from xtalnet_jax.pxrd.pattern import CU_KALPHA, PeakBatch, inv_d_from_two_theta
+from xtalnet_jax.pxrd.pattern import (
+    CU_KALPHA,
+    PeakBatch,
+    inv_d_from_two_theta,
+    two_theta_from_inv_d,
+)
 from xtalnet_jax.pxrd.simulate import lines_of
 from xtalnet_jax.refine import indexing
-from xtalnet_jax.refine.indexing import DEFAULT, index_cells, log_likelihood, squares
+from xtalnet_jax.refine.indexing import DEFAULT, index_cells
+from xtalnet_jax.refine.positions import log_likelihood, observed_positions, squares, true_angle
 
 RANGE = tuple(float(inv_d_from_two_theta(x, CU_KALPHA)) for x in (5.0, 90.0))
 
@@ -43,7 +49,7 @@ def test_squares_times_reciprocal_metric_is_the_square_of_inverse_d():
 
 def test_the_right_cell_is_likelier_than_a_wrong_one_and_than_its_supercell():
     rutile = standardise(textbook_crystals()["rutile"])
-    observed = indexing.observed_positions(peaks_of(rutile), CU_KALPHA, DEFAULT, 40)
+    observed = observed_positions(peaks_of(rutile), CU_KALPHA, DEFAULT.precision, 40)
 
     def value(lattice: np.ndarray) -> float:
         hkl, real = indexing._reflections(lattice[None], 0.95, 256)
@@ -51,7 +57,15 @@ def test_the_right_cell_is_likelier_than_a_wrong_one_and_than_its_supercell():
         terms = squares(jnp.asarray(hkl[0]))
         sigma = jnp.asarray(observed.sigma)
         return float(
-            log_likelihood(jnp.asarray(g), terms, jnp.asarray(real[0]), observed, sigma, 0.05)[0]
+            log_likelihood(
+                jnp.asarray(g),
+                jnp.zeros(2),
+                terms,
+                jnp.asarray(real[0]),
+                observed,
+                sigma,
+                DEFAULT.precision,
+            )[0]
         )
 
     right = value(rutile.lattice)
@@ -91,16 +105,36 @@ def test_finds_the_cell_from_guesses_that_are_far_off(crystal):
     np.testing.assert_array_equal(again[0].lattice, found[0].lattice)
 
 
+def shifted(peaks: PeakBatch, zero: float, displacement: float) -> PeakBatch:
+    angle = two_theta_from_inv_d(peaks.position, CU_KALPHA)
+    angle = angle + zero + displacement * np.cos(np.deg2rad(angle / 2))
+    position = np.where(peaks.mask, inv_d_from_two_theta(angle, CU_KALPHA), 0.0)
+    return peaks._replace(position=position.astype(np.float32))
+
+
+def test_zero_shift_and_displacement_do_not_spoil_the_cell():
+    """Without them as parameters the cell is 0.3 % too small, and the lines are missed by 0.1."""
+    crystal = standardise(textbook_crystals()["rutile"])
+    peaks = shifted(peaks_of(crystal), 0.04, 0.1)
+    found = index_cells([crystal.lattice * 1.01], peaks, CU_KALPHA)[0]
+    np.testing.assert_allclose(parameters(found.lattice), parameters(crystal.lattice), rtol=1e-3)
+    for angle in (20.0, 50.0, 80.0):
+        right = angle - 0.04 - 0.1 * np.cos(np.deg2rad(angle / 2))
+        assert true_angle(angle, found.shift) == pytest.approx(right, abs=0.02)
+    known = indexing.shift_in(crystal.lattice, peaks, CU_KALPHA)
+    np.testing.assert_allclose(true_angle(50.0, known), true_angle(50.0, found.shift), atol=0.01)
+
+
 def test_the_search_climbs():
     """Each update of expectation-maximisation must not lower the likelihood at a fixed width."""
     rutile = standardise(textbook_crystals()["rutile"])
     settings = DEFAULT._replace(prior=10.0, steps=1)
-    observed = indexing.observed_positions(peaks_of(rutile), CU_KALPHA, settings, 40)
+    observed = observed_positions(peaks_of(rutile), CU_KALPHA, settings.precision, 40)
     start = rutile.lattice[None] @ np.diag([1.01, 0.995, 1.006])
     values = []
     for num in range(1, 5):
         widths = (0.01,) * num
-        values.append(indexing._run(start, observed, settings, widths, 128, 1.1, 0.01)[1][0])
+        values.append(indexing._run(start, observed, settings, widths, 128, 1.1, 0.01)[2][0])
     assert (np.diff(values) > -1e-2).all()
     assert values[-1] > values[0] + 0.1
     assert not jax.tree.leaves(indexing._distinct([]))

@@ -24,6 +24,16 @@ class Bravais(NamedTuple):
     angles: tuple[float, float, float]  # degrees; 0 is free
     centring: str
 
+    @property
+    def num_free(self) -> int:
+        """Free cell parameters.
+
+        Example:
+            >>> [LATTICES[name].num_free for name in ("cF", "hR", "oP", "mC", "aP")]
+            [1, 2, 3, 4, 6]
+        """
+        return len(set(self.ratios)) + self.angles.count(0)
+
 
 LATTICES: Mapping[str, Bravais] = {
     "cP": Bravais((0, 0, 0), (90, 90, 90), "P"),
@@ -47,27 +57,23 @@ LATTICES: Mapping[str, Bravais] = {
 def random_cells(
     rng: np.random.Generator,
     lattice: str,
-    num: int,
-    volume: float,
-    volume_sigma: float = 0.1,
+    volume: np.ndarray,
     ratio_sigma: float = 0.55,
 ) -> np.ndarray:
-    """Draw primitive cells [num, 3, 3] (rows, angstrom) of one Bravais lattice.
+    """Draw primitive cells [n, 3, 3] (rows, angstrom) of one Bravais lattice.
 
     Args:
         rng: source of randomness.
         lattice: Pearson's symbol, a key of `LATTICES`.
-        num: how many.
-        volume: of the primitive cell, cubic angstrom.
-        volume_sigma: standard deviation of its logarithm.
+        volume: [n] of each primitive cell, cubic angstrom.
         ratio_sigma: standard deviation of the logarithm of each independent length.
 
     Example:
-        >>> cells = random_cells(np.random.default_rng(0), "cF", 5, 40.0, 0.0)
+        >>> cells = random_cells(np.random.default_rng(0), "cF", np.full(5, 40.0))
         >>> np.linalg.det(cells).round(3).tolist()
         [40.0, 40.0, 40.0, 40.0, 40.0]
     """
-    kind = LATTICES[lattice]
+    kind, num = LATTICES[lattice], len(volume)
     lengths = np.exp(rng.normal(0.0, ratio_sigma, (num, 3)))[:, kind.ratios]
     free = rng.uniform(65.0, 115.0, (num, 3))
     if lattice[0] == "m":
@@ -81,5 +87,4 @@ def random_cells(
     possible = np.linalg.eigvalsh(metric)[:, 0] > 1e-3
     metric[~possible] = np.eye(3)
     cells = CENTRINGS[kind.centring] @ np.linalg.cholesky(metric)
-    wanted = volume * np.exp(rng.normal(0.0, volume_sigma, num))
-    return cells * np.cbrt(wanted / np.linalg.det(cells))[:, None, None]
+    return cells * np.cbrt(volume / np.linalg.det(cells))[:, None, None]

@@ -11,7 +11,7 @@ import numpy as np
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.elements import SYMBOLS
 from xtalnet_jax.crystals.reduction import standardise
-from xtalnet_jax.data.packed import PackedSet, from_crystals, load
+from xtalnet_jax.data.packed import PackedSet, concatenate, from_crystals, load
 from xtalnet_jax.pxrd.simulate import lines_of
 
 
@@ -103,14 +103,16 @@ TEXTBOOK = "textbook"
 
 
 def load_set(path: str, max_atoms: int | None = None) -> PackedSet:
-    """Read a packed set written by ``launch.prepare``, or the built-in ``"textbook"`` one.
+    """Read packed sets written by ``launch.prepare``, or the built-in ``"textbook"`` one.
 
-    Crystals of more than ``max_atoms`` atoms are left out.
+    ``path`` may name several, separated by commas, which are joined. Crystals of more than
+    ``max_atoms`` atoms are left out.
 
     Raises:
         ValueError: there is no such set, or nothing is left of it.
     """
-    packed = textbook_set() if path == TEXTBOOK else load(path)
+    sets = [textbook_set() if name == TEXTBOOK else load(name) for name in path.split(",")]
+    packed = sets[0] if len(sets) == 1 else concatenate(sets)
     if max_atoms is not None and (packed.num_atoms > max_atoms).any():
         packed = packed.select(packed.num_atoms <= max_atoms)
     if not packed.num_crystals:

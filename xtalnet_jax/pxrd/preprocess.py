@@ -119,40 +119,6 @@ def subtract_background(
     return pattern._replace(intensity=pattern.intensity - background(pattern, smoothness, method))
 
 
-def strip_kalpha2(
-    pattern: Pattern, alpha1: float = 1.540593, alpha2: float = 1.544427, ratio: float = 0.5
-) -> Pattern:
-    """Remove the K-alpha2 part (W. A. Rachinger, J. Sci. Instrum. 25, 254, 1948).
-
-    Going up in angle, the intensity at 2-theta contains ``ratio`` times the pure K-alpha1 intensity
-    at the smaller angle where K-alpha1 meets the same plane spacing, sin(theta1) = sin(theta)
-    alpha1 / alpha2. Subtract the background first: it has no K-alpha2 part.
-
-    Raises:
-        ValueError: ``alpha2`` is not the longer wavelength.
-    """
-    if not 0 < alpha1 < alpha2:
-        raise ValueError(f"alpha1 = {alpha1} and alpha2 = {alpha2}; expected 0 < alpha1 < alpha2")
-    x = np.asarray(pattern.two_theta, float)
-    sine = np.sin(np.deg2rad(x / 2)) * alpha1 / alpha2
-    partner = 2 * np.rad2deg(np.arcsin(sine))
-    below = np.searchsorted(x, partner, side="right") - 1
-    pure = np.array(pattern.intensity, float)
-    for i in range(len(x)):
-        j = below[i]
-        if j < 0:
-            continue
-        # Within the first bins the partner lies in the bin of the point itself: solve for it.
-        weight = (partner[i] - x[j]) / (x[j + 1] - x[j]) if j + 1 < len(x) else 0.0
-        if j + 1 < i:
-            pure[i] -= ratio * ((1 - weight) * pure[j] + weight * pure[j + 1])
-        elif j + 1 == i:
-            pure[i] = (pure[i] - ratio * (1 - weight) * pure[j]) / (1 + ratio * weight)
-        else:
-            pure[i] /= 1 + ratio
-    return pattern._replace(intensity=pure, wavelength=alpha1)
-
-
 def merge_points(
     two_theta: Any, intensity: Any, sigma: Any = None
 ) -> tuple[np.ndarray, np.ndarray, Any]:

@@ -1,12 +1,10 @@
 """Indexing: find the unit cell from the positions of the lines, near guessed cells.
 
-Every trial cell is a mixture model of the observed positions: a peak at q = 1/d^2 lies near one of
-the cell's reflections (a normal distribution around each, all equally likely), or it is foreign (a
-uniform distribution). The more reflections a cell has, the less each explains, so large cells that
-fit anything do not win; de Wolff's figure of merit M20 measures the same (J. Appl. Cryst. 1,
-108, 1968). Since q of a reflection is linear in the reciprocal metric, expectation-maximisation is
-a sequence of 6 x 6 least-squares problems; it is run from many strained copies of every guess,
-with a width of the normal distributions that shrinks to the precision of the peaks.
+Trial cells are judged by the mixture model of `positions`. As q = 1/d^2 of a reflection is linear
+in the reciprocal metric, expectation-maximisation is a sequence of small least-squares problems for
+the metric, the zero shift and the displacement; it is run from many strained copies of every guess
+and from random cells of every Bravais lattice, with a width of the normal distributions that
+shrinks to the precision of the peaks.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from xtalnet_jax.crystals import bravais
 from xtalnet_jax.crystals.crystal import Crystal
@@ -26,6 +23,13 @@ from xtalnet_jax.crystals.reduction import niggli_transform
 from xtalnet_jax.pxrd.hkl import hkl_table
 from xtalnet_jax.pxrd.pattern import PeakBatch
 from xtalnet_jax.refine import symmetry
+from xtalnet_jax.refine.positions import (
+    Observed,
+    Precision,
+    log_likelihood,
+    observed_positions,
+    squares,
+)
 
 
 class IndexSettings(NamedTuple):
@@ -43,10 +47,9 @@ class IndexSettings(NamedTuple):
     polish: tuple[float, ...] = (0.0015, 0.0007)
     """Widths, relative in 1/d, on top of the precision of the peaks, of three rounds."""
     steps: int = 3  # updates per width
-    two_theta_sigma: float = 0.02  # precision of a peak, degrees
-    foreign: float = 0.05  # share of foreign peaks
+    precision: Precision = Precision()
     prior: float = 0.1  # standard deviation of a start, relative in 1/d
-    volume_sigma: float = 0.08  # of the logarithm of the guessed volume
+    volume_scale: float = 0.05  # of the logarithm of the guessed volume: Student's t, 3 degrees
     num_coarse: tuple[int, int] = (20, 96)  # lowest peaks and reflections in the coarse round
     num_fine: tuple[int, int] = (40, 256)  # ... and in the others
     num_selected: int = 2048  # ends of the coarse round that go on
@@ -57,8 +60,8 @@ class IndexSettings(NamedTuple):
 
 
 DEFAULT = IndexSettings()
-MISALIGNED = IndexSettings(two_theta_sigma=0.06, foreign=0.2)
-"""For instruments with zero shift or displacement, and for samples with foreign peaks."""
+LENIENT = DEFAULT._replace(precision=Precision(two_theta_sigma=0.06, foreign=0.2))
+"""For poor data and samples with foreign peaks."""
 
 
 class Cell(NamedTuple):
@@ -66,51 +69,7 @@ class Cell(NamedTuple):
 
     lattice: np.ndarray  # [3, 3] rows, angstrom, Niggli-reduced
     score: float  # logarithm of the likelihood, relative to a pattern of foreign peaks
-
-
-class Observed(NamedTuple):
-    """Positions to explain; padded."""
-
-    q: Any  # [n_peak] 1/d^2, 1 where padded
-    sigma: Any  # [n_peak] its standard deviation
-    weight: Any  # [n_peak] 0 where padded
-    span: Any  # [2] first and last q looked at
-
-
-def squares(hkl: Float[Array, "n_hkl 3"]) -> Float[Array, "n_hkl 6"]:
-    """Return h^2, k^2, l^2, 2kl, 2hl, 2hk: q is their product with the reciprocal metric."""
-    h, k, l = hkl[:, 0], hkl[:, 1], hkl[:, 2]
-    return jnp.stack([h * h, k * k, l * l, 2 * k * l, 2 * h * l, 2 * h * k], -1)
-
-
-def log_likelihood(
-    g: Float[Array, "6"],
-    terms: Float[Array, "n_hkl 6"],
-    real: Float[Array, "n_hkl"],
-    observed: Observed,
-    sigma: Float[Array, "n_peak"],
-    foreign: float,
-) -> tuple[Float[Array, ""], Float[Array, "n_peak n_hkl"]]:
-    """Return the log likelihood of the positions and the share of each reflection in each peak.
-
-    Args:
-        g: reciprocal metric, order of `squares`.
-        terms: `squares` of the reflections.
-        real: 1 for a reflection, 0 for padding.
-        observed: positions.
-        sigma: standard deviations to use.
-        foreign: share of foreign peaks.
-    """
-    q = terms @ g
-    low, high = observed.span[0], observed.span[1]
-    inside = real * (q > low) * (q < high)
-    density = (1 - foreign) / jnp.maximum(inside.sum(), 1.0)
-    z = (observed.q[:, None] - q[None]) / sigma[:, None]
-    normal = jnp.exp(-0.5 * z * z) * real[None] / (sigma[:, None] * (2 * jnp.pi) ** 0.5)
-    explained = density * normal
-    total = explained.sum(-1) + foreign / (high - low)
-    gain = jnp.log(total * (high - low))
-    return (observed.weight * gain).sum(), explained / total[:, None]
+    shift: np.ndarray  # [2] zero shift and displacement, degrees: see `positions.true_angle`
 
 
 @partial(jax.jit, static_argnames=("settings", "widths"))
@@ -122,8 +81,8 @@ def _search(
     settings: IndexSettings,
     widths: tuple[float, ...],
     last: Any = 0.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Reciprocal metrics after the search and their log likelihoods, [n_trial, 6] and [n_trial].
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Reciprocal metrics [n_trial, 6], shifts [n_trial, 2], log likelihoods [n_trial] at the end.
 
     ``last`` is the relative width at which the likelihood is taken.
     """
@@ -135,28 +94,38 @@ def _search(
         jnp.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0.0]])
     )
 
-    def one(trial: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    drift = 1 / jnp.asarray(settings.precision.shift_sigma) ** 2
+
+    def one(trial: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         g0, hkl, real = trial
         terms = squares(hkl)
         expected = corner @ g0
         precision = 1 / (2 * settings.prior * expected) ** 2
-        prior = (corner.T * precision[None]) @ corner
-        prior_side = corner.T @ (precision * expected)
+        prior = jax.scipy.linalg.block_diag((corner.T * precision[None]) @ corner, jnp.diag(drift))
+        prior_side = jnp.concatenate([corner.T @ (precision * expected), jnp.zeros(2)])
 
-        def update(g: jax.Array, width: jax.Array) -> tuple[jax.Array, None]:
-            sigma = width_of(width)
-            _, share = log_likelihood(g, terms, real, observed, sigma, settings.foreign)
-            share = share * (observed.weight / sigma**2)[:, None]
-            normal = (terms.T * share.sum(0)[None]) @ terms + prior
-            side = terms.T @ (share.T @ observed.q) + prior_side
+        def value(x: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return log_likelihood(x[:6], x[6:], terms, real, observed, sigma, settings.precision)
+
+        def update(x: jax.Array, width: jax.Array) -> tuple[jax.Array, None]:
+            pull = value(x, width_of(width))[1]
+            mixed = terms.T @ (pull.T @ observed.lean)
+            own = observed.lean.T @ (pull.sum(1)[:, None] * observed.lean)
+            normal = jnp.block([[(terms.T * pull.sum(0)[None]) @ terms, mixed], [mixed.T, own]])
+            side = jnp.concatenate(
+                [terms.T @ (pull.T @ observed.q), observed.lean.T @ (pull.sum(1) * observed.q)]
+            )
+            normal, side = normal + prior, side + prior_side
             scale = 1 / jnp.sqrt(jnp.diagonal(normal))
             solved = jnp.linalg.solve(
-                normal * scale[:, None] * scale[None] + 1e-6 * jnp.eye(6), side * scale
+                normal * scale[:, None] * scale[None] + 1e-6 * jnp.eye(8), side * scale
             )
             return solved * scale, None
 
-        g, _ = jax.lax.scan(update, g0, jnp.repeat(jnp.asarray(widths), settings.steps))
-        return g, log_likelihood(g, terms, real, observed, width_of(last), settings.foreign)[0]
+        start = jnp.concatenate([g0, jnp.zeros(2)])
+        x, _ = jax.lax.scan(update, start, jnp.repeat(jnp.asarray(widths), settings.steps))
+        cost = 0.5 * (drift * x[6:] ** 2).sum()
+        return x[:6], x[6:], value(x, width_of(last))[0] - cost
 
     return jax.lax.map(one, (start, hkl, real), batch_size=32)
 
@@ -169,31 +138,13 @@ def _run(
     num_hkl: int,
     margin: float,
     last: Any = 0.0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cells after a round and their log likelihoods; -inf where there is no cell."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells and shifts after a round, and log likelihoods; -inf where there is no cell."""
     hkl, real = _reflections(starts, float(np.sqrt(observed.span[1])) * margin, num_hkl)
     g = _reciprocal_metrics(starts).astype(np.float32)
-    g, score = _search(g, hkl, real, observed, settings, widths, last)
+    g, shift, score = _search(g, hkl, real, observed, settings, widths, last)
     ends, usable = _lattices_of(np.asarray(g, float))
-    return ends, np.where(usable, np.asarray(score, float), -np.inf)
-
-
-def observed_positions(
-    peaks: PeakBatch, wavelength: float, settings: IndexSettings, num_peaks: int
-) -> Observed:
-    """List the lowest peaks of the single pattern in ``peaks`` (1/d form)."""
-    mask = np.asarray(peaks.mask)[0]
-    inv_d = np.asarray(peaks.position, float)[0][mask]
-    inv_d, n = np.sort(inv_d)[:num_peaks], num_peaks
-    q, sigma, weight = np.ones(n), np.ones(n), np.zeros(n)
-    q[: len(inv_d)] = inv_d**2
-    cos = np.sqrt(np.clip(1 - (inv_d * wavelength / 2) ** 2, 0.05, 1))
-    sigma_inv_d = cos / wavelength * np.deg2rad(settings.two_theta_sigma)
-    sigma[: len(inv_d)] = 2 * inv_d * sigma_inv_d
-    weight[: len(inv_d)] = 1.0
-    low = float(np.asarray(peaks.measured)[0, 0]) ** 2
-    span = np.array([low, inv_d[-1] ** 2 * 1.02], np.float32)
-    return Observed(*(v.astype(np.float32) for v in (q, sigma, weight, span)))
+    return ends, np.asarray(shift, float), np.where(usable, np.asarray(score, float), -np.inf)
 
 
 def index_cells(
@@ -216,28 +167,39 @@ def index_cells(
     volume = float(np.median(np.abs(np.linalg.det(guesses))))
 
     def surprise(cells: np.ndarray) -> np.ndarray:
-        ratio = np.log(np.abs(np.linalg.det(cells)) / volume) / settings.volume_sigma
-        return 0.5 * ratio**2
+        ratio = np.log(np.abs(np.linalg.det(cells)) / volume) / settings.volume_scale
+        return 2 * np.log1p(ratio**2 / 3)
 
-    cells = _starts(np.random.default_rng(seed), guesses, volume, settings)
+    cells, num_free = _starts(np.random.default_rng(seed), guesses, volume, settings)
+    cost = settings.price * num_free  # a symmetric start stays symmetric in the fit
     num_peaks, num_hkl = settings.num_coarse
-    observed = observed_positions(peaks, wavelength, settings, num_peaks)
+    observed = observed_positions(peaks, wavelength, settings.precision, num_peaks)
     last = settings.coarse[-1]
-    cells, score = _run(cells, observed, settings, settings.coarse, num_hkl, 1.15, last)
-    cells = cells[np.argsort(surprise(cells) - score, kind="stable")[: settings.num_selected]]
+    cells, _, score = _run(cells, observed, settings, settings.coarse, num_hkl, 1.15, last)
+    best = np.argsort(surprise(cells) + cost - score, kind="stable")[: settings.num_selected]
+    cells, cost = cells[best], cost[best]
 
     num_peaks, num_hkl = settings.num_fine
-    observed = observed_positions(peaks, wavelength, settings, num_peaks)
-    cells, score = _run(cells, observed, settings, settings.fine, num_hkl, 1.1)
-    score = score - surprise(cells)
+    observed = observed_positions(peaks, wavelength, settings.precision, num_peaks)
+    cells, shift, score = _run(cells, observed, settings, settings.fine, num_hkl, 1.1)
+    score = score - surprise(cells) - cost
     best = np.argsort(-score, kind="stable")[: settings.num_kept]
-    found = [_reduced(cells[k], score[k]) for k in best if np.isfinite(score[k])]
+    found = [_reduced(cells[k], score[k], shift[k]) for k in best if np.isfinite(score[k])]
     polished = _polished(_distinct(found)[: settings.num_polished], observed, settings)
-    return _distinct([Cell(c, value - float(surprise(c[None])[0])) for c, value in polished])
+    return _distinct(
+        [c._replace(score=c.score - float(surprise(c.lattice[None])[0])) for c in polished]
+    )
 
 
-def _reduced(lattice: np.ndarray, score: float) -> Cell:
-    return Cell(niggli_transform(lattice) @ lattice, float(score))
+def shift_in(lattice: np.ndarray, peaks: PeakBatch, wavelength: float) -> np.ndarray:
+    """Zero shift and displacement [2] in degrees of a pattern whose cell is known."""
+    observed = observed_positions(peaks, wavelength, DEFAULT.precision, DEFAULT.num_fine[0])
+    known = Cell(np.asarray(lattice, float), 0.0, np.zeros(2))
+    return _polished([known], observed, DEFAULT)[0].shift
+
+
+def _reduced(lattice: np.ndarray, score: float, shift: np.ndarray) -> Cell:
+    return Cell(niggli_transform(lattice) @ lattice, float(score), shift)
 
 
 def _polished(cells: list[Cell], observed: Observed, settings: IndexSettings) -> list[Cell]:
@@ -258,30 +220,36 @@ def _polished(cells: list[Cell], observed: Observed, settings: IndexSettings) ->
         return []
     most = settings.num_polished * (1 + len(settings.symprecs))
     padded = np.stack(lattices + lattices[:1] * (most - len(lattices)))
-    ends, score = _run(padded, observed, settings, settings.polish, settings.num_fine[1], 1.05)
+    num_hkl = settings.num_fine[1]
+    ends, shift, score = _run(padded, observed, settings, settings.polish, num_hkl, 1.05)
     value = score[: len(lattices)] - np.array(prices)
     out = []
     for i in range(len(cells)):
         k = max((k for k, source in enumerate(sources) if source == i), key=lambda k: value[k])
         if np.isfinite(value[k]):
-            out.append(_reduced(ends[k], value[k]))
+            out.append(_reduced(ends[k], value[k], shift[k]))
     return out
 
 
 def _starts(
     rng: np.random.Generator, guesses: np.ndarray, volume: float, settings: IndexSettings
-) -> np.ndarray:
-    """Cells to start from, [n_trial, 3, 3]: the guesses, strained copies of them, random cells."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cells to start from [n_trial, 3, 3] and their free parameters [n_trial].
+
+    The guesses, strained copies of them, and random cells of every Bravais lattice.
+    """
     size = (len(guesses), settings.num_strained, 3, 3)
     strain = rng.normal(0.0, 1.0, size) * rng.choice(settings.strains, size[:2])[..., None, None]
     strain[:, 0] = 0.0
     copies = guesses[:, None] @ (np.eye(3) + (strain + strain.swapaxes(-1, -2)) / 2)
-    random = [
-        bravais.random_cells(rng, lattice, num, volume, settings.volume_sigma)
-        for lattice, num in settings.num_random
-    ]
-    starts = np.concatenate([copies.reshape(-1, 3, 3), *random])
-    return starts[np.linalg.det(starts) > 0.3 * volume]
+    cells, free = [copies.reshape(-1, 3, 3)], [np.full(copies.size // 9, 6)]
+    for name, num in settings.num_random:
+        ratio = np.clip(settings.volume_scale * rng.standard_t(3, num), -0.5, 0.5)
+        cells.append(bravais.random_cells(rng, name, volume * np.exp(ratio)))
+        free.append(np.full(num, bravais.LATTICES[name].num_free))
+    starts, num_free = np.concatenate(cells), np.concatenate(free)
+    usable = np.linalg.det(starts) > 0.3 * volume
+    return starts[usable], num_free[usable]
 
 
 def _reflections(

@@ -19,6 +19,7 @@ import numpy as np
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.evaluation.generation import Attempt, attempts_from_records
 from xtalnet_jax.evaluation.matching import MatchPair, match_many
+from xtalnet_jax.pxrd.kalpha import single_wavelength
 from xtalnet_jax.pxrd.pattern import Pattern
 from xtalnet_jax.solve import ranking
 from xtalnet_jax.solve.solver import Solver, features_of
@@ -111,16 +112,17 @@ def _assess_one(
     profile: bool,
 ) -> Assessed:
     start = time.perf_counter()
-    peaks = solver.peaks_of([item.pattern])
+    pattern = single_wavelength(item.pattern)
+    peaks = solver.peaks_of([pattern])
     numbers = np.sort(item.truth.atomic_numbers)
     if profile:
-        found = solver.search(key, item.pattern, peaks, [numbers], num_candidates, anneal=refine)
+        found = solver.search(key, pattern, peaks, [numbers], num_candidates, anneal=refine)
         proposals = found.crystals
     else:
         proposals = solver.propose(peaks, key, numbers, num_candidates)
     generated = time.perf_counter()
     if profile:
-        fit = solver.fit(proposals, item.pattern, peaks, refine)
+        fit = solver.fit(proposals, pattern, peaks, refine)
     else:
         fit = solver.unfitted(proposals, peaks)
     fitted = time.perf_counter()

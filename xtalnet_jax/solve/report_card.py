@@ -17,6 +17,7 @@ from xtalnet_jax.evaluation.generation import Attempt, Order, match_at_k
 from xtalnet_jax.evaluation.matching import TOLERANCES
 from xtalnet_jax.evaluation.retrieval import retrieval_report
 from xtalnet_jax.pxrd.augment import Effects, peaks_from_lines
+from xtalnet_jax.pxrd.laboratory import laboratory_patterns
 from xtalnet_jax.pxrd.pattern import Lines
 from xtalnet_jax.pxrd.simulate import simulate_pattern
 from xtalnet_jax.solve import assess, ranking
@@ -42,6 +43,7 @@ class Options(NamedTuple):
     shuffled: bool = True
     fit_ranker: bool = False
     workers: int = 2
+    patterns: str = "clean"  # or "laboratory"
 
 
 def report(
@@ -55,7 +57,9 @@ def report(
     if options.pool:
         rows += _retrieval(solver, packed.select(np.sort(order[: options.pool])), name, start)
     chosen = packed.select(order[options.skip : options.skip + options.num_items])
-    items = make_items(chosen)
+    items = make_items(chosen, options)
+    if options.patterns != "clean":
+        name = f"{name}, {options.patterns} patterns"
     measured, solver = _generation(solver, items, name, options, out, start)
     rows += measured
     if options.shuffled and len(items) > 1:
@@ -70,10 +74,21 @@ def report(
     return text
 
 
-def make_items(packed: PackedSet) -> list[assess.Item]:
-    """Simulate the pattern of every crystal (Cu K-alpha, 5 to 90 degrees, no noise)."""
+def make_items(packed: PackedSet, options: Options) -> list[assess.Item]:
+    """Simulate the pattern of every crystal.
+
+    Clean: Cu K-alpha, 5 to 90 degrees, no noise. Laboratory: see `pxrd.laboratory`.
+
+    Raises:
+        ValueError: another kind of patterns.
+    """
+    if options.patterns not in ("clean", "laboratory"):
+        raise ValueError(f"patterns is {options.patterns!r}, expected 'clean' or 'laboratory'")
     crystals = [packed.crystal(k) for k in range(packed.num_crystals)]
-    patterns = simulate_pattern(crystals)
+    if options.patterns == "clean":
+        patterns = simulate_pattern(crystals)
+    else:
+        patterns = laboratory_patterns(crystals, options.item_seed)
     return [assess.Item(str(i), c, p) for i, c, p in zip(packed.id, crystals, patterns)]
 
 

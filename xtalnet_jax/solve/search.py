@@ -19,8 +19,13 @@ import numpy as np
 
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.reduction import standard_frame
-from xtalnet_jax.pxrd.pattern import Pattern, PeakBatch
-from xtalnet_jax.refine import indexing
+from xtalnet_jax.pxrd.pattern import (
+    Pattern,
+    PeakBatch,
+    inv_d_from_two_theta,
+    two_theta_from_inv_d,
+)
+from xtalnet_jax.refine import indexing, positions
 from xtalnet_jax.refine.direct_space import anneal_coordinates
 from xtalnet_jax.solve import screen
 
@@ -52,6 +57,7 @@ class _Cell(NamedTuple):
     composition: int
     lattice: np.ndarray
     score: float
+    shift: np.ndarray  # [2] see `positions.true_angle`
 
 
 def search(
@@ -90,7 +96,10 @@ def search(
             guesses[i] = [c.lattice for c in some]
         cells = _best_cells(guesses, peaks, wavelength, settings)
     else:
-        cells = [_Cell(i, known_cell, 0.0) for i in range(len(compositions))]
+        shift = indexing.shift_in(known_cell, peaks, wavelength)
+        cells = [_Cell(i, known_cell, 0.0, shift) for i in range(len(compositions))]
+    if cells:
+        pattern, peaks = _aligned(pattern, peaks, cells[0].shift)
     shares = _shares([c.score for c in cells], settings) * settings.oversampling * num_candidates
     for i, numbers in enumerate(compositions):
         own = [(c, round(n)) for c, n in zip(cells, shares) if c.composition == i]
@@ -119,9 +128,9 @@ def _best_cells(
     """Cells for all compositions, best first; less precise positions where precise ones fail."""
     found: list[_Cell] = []
     num_peaks = min(int(np.asarray(peaks.mask)[0].sum()), indexing.DEFAULT.num_fine[0])
-    for precision in (indexing.DEFAULT, indexing.MISALIGNED):
+    for precision in (indexing.DEFAULT, indexing.LENIENT):
         found = [
-            _Cell(i, c.lattice, c.score)
+            _Cell(i, c.lattice, c.score, c.shift)
             for i, lattices in guesses.items()
             if lattices
             for c in indexing.index_cells(lattices, peaks, wavelength, settings=precision)
@@ -130,6 +139,21 @@ def _best_cells(
         if found and found[0].score > settings.enough * num_peaks:
             break
     return found
+
+
+def _aligned(pattern: Pattern, peaks: PeakBatch, shift: np.ndarray) -> tuple[Pattern, PeakBatch]:
+    """Pattern and peaks without the zero shift and displacement that the best cell tells."""
+    mask, wavelength = np.asarray(peaks.mask), pattern.wavelength
+    measured = two_theta_from_inv_d(np.asarray(peaks.position, float), wavelength)
+    position = inv_d_from_two_theta(positions.true_angle(measured, shift), wavelength)
+    position = np.where(mask, np.maximum(position, 1e-3), 0.0).astype(np.float32)
+    angles = positions.true_angle(pattern.two_theta, shift)
+    first = int(np.argmax(angles > 0))
+    sigma = None if pattern.sigma is None else pattern.sigma[first:]
+    moved = pattern._replace(
+        two_theta=angles[first:], intensity=pattern.intensity[first:], sigma=sigma
+    )
+    return moved, peaks._replace(position=position)
 
 
 def _shares(scores: list[float], settings: SearchSettings) -> np.ndarray:

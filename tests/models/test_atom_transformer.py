@@ -246,7 +246,7 @@ def test_remat_changes_nothing_and_half_precision_little(rich, found):
 
 def test_learns_a_direction():
     """Where the other atoms lie, from geometry alone: every atom starts with the same features."""
-    net = AtomTransformer(**{**SMALL, "num_radial": 0})
+    net = AtomTransformer(**{**SMALL, "num_radial": 0, "layers": 1})
     h, *_, mask = _inputs(n_graph=16, n_node=4, sizes=(4,) * 16)[:4]
     h, cell = jnp.ones_like(h), jnp.ones((16, 6))
     head = jax.random.normal(jax.random.key(2), (16, 3)) / 4

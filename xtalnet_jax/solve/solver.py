@@ -21,6 +21,7 @@ from xtalnet_jax import tasks
 from xtalnet_jax.crystals.crystal import Crystal, stack_crystals, unstack_crystals
 from xtalnet_jax.crystals.elements import atomic_numbers_from_formula
 from xtalnet_jax.crystals.reduction import standardise
+from xtalnet_jax.pxrd.kalpha import single_wavelength
 from xtalnet_jax.pxrd.pattern import Pattern, PeakBatch
 from xtalnet_jax.pxrd.peaks import peak_batch
 from xtalnet_jax.pxrd.scattering import check_tabulated
@@ -100,6 +101,7 @@ class Solver(NamedTuple):
         clock, seconds, warnings = time.perf_counter, {}, []
         known_cell, group, units = self.check(formula, num_candidates, z, lattice, space_group)
         observe(pattern, 1)  # complains now, not after the candidates were drawn
+        pattern = single_wavelength(pattern)
 
         start = clock()
         peaks = self.peaks_of([pattern])
@@ -127,6 +129,7 @@ class Solver(NamedTuple):
             "z": z, "lattice": None if known_cell is None else known_cell.tolist(),
             "space_group": group, "formula_units_tried": list(units), "weights": self.name,
             "wavelength": float(pattern.wavelength),
+            "kalpha2_removed": "stripped" in pattern.meta,
         }  # fmt: skip
         verdict = verdict_of([c.confidence for c in candidates])
         return Solution(
@@ -162,7 +165,8 @@ class Solver(NamedTuple):
 
     def embed_patterns(self, patterns: list[Pattern]) -> np.ndarray:
         """Return one unit vector per pattern, [n, d]."""
-        return np.asarray(self.embedder.patterns(self.embedder_params, self.peaks_of(patterns)))
+        peaks = self.peaks_of([single_wavelength(p) for p in patterns])
+        return np.asarray(self.embedder.patterns(self.embedder_params, peaks))
 
     def embed_crystals(self, crystals: list[Crystal], batch_size: int = 256) -> np.ndarray:
         """Return one unit vector per crystal, [n, d]; cells are brought to standard form first.

@@ -195,5 +195,7 @@ class AtomTransformer(nn.Module):
         for i, layer in enumerate(self.layer):
             h = layer(h, pairs, cell, node_mask)
             if self.look and (i + 1) % self.cross_attention == 0:
+                assert tokens is not None
+                assert token_mask is not None
                 h = self.look[(i + 1) // self.cross_attention - 1](h, tokens, token_mask)
         return jnp.where(node_mask[..., None], self.final_norm(h), 0.0)

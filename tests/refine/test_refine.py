@@ -94,6 +94,10 @@ def test_calculated_pattern_explains_the_counts(rutile):
         (w * (noisy.intensity - r.calculated.intensity) ** 2).sum() / (w * noisy.intensity**2).sum()
     )
     assert r.rwp == pytest.approx(rwp, rel=0.4)  # r.rwp is that of the averaged grid
+    below = np.polynomial.chebyshev.chebval(np.linspace(-1, 1, len(noisy.two_theta)), r.background)
+    share = (w * (noisy.intensity - below) ** 2).sum() / (w * noisy.intensity**2).sum()
+    assert share < 0.9
+    assert r.rwp_net == pytest.approx(r.rwp / np.sqrt(share), rel=0.05)
     assert r.trajectory[-1] < r.trajectory[0]
     assert (np.diff(r.trajectory) <= 1e-9).all()
 

@@ -62,11 +62,16 @@ def refined(crystal: Crystal, pattern: Pattern, **changes: Any) -> Refined:
     """What a refinement says of a crystal whose pattern is half as high, on a background of 5."""
     lengths, angles = parameters_from_matrix(jnp.asarray(crystal.lattice))
     esd = {"zero_shift": 0.004, "fwhm": 0.002, "fwhm_tan": 0.01, "eta": 0.05, "b_iso": 0.12}
-    made = Refined(
-        crystal, 0.03, 0.99, 0.021, 0.11, 0.02, 0.4, 0.73, 2.5, np.array([5.0, -1.0]),
-        pattern._replace(intensity=0.5 * pattern.intensity), 136, 4, 0.01,
-        np.concatenate([lengths, angles]), np.array([2e-4, 2e-4, 3e-4, 0, 0, 0]), esd, np.zeros(3),
-    )  # fmt: skip
+    values = {
+        "crystal": crystal, "rwp": 0.03, "cosine": 0.99, "zero_shift": 0.021, "fwhm": 0.11,
+        "fwhm_tan": 0.02, "eta": 0.4, "b_iso": 0.73, "scale": 2.5,
+        "background": np.array([5.0, -1.0]),
+        "calculated": pattern._replace(intensity=0.5 * pattern.intensity),
+        "space_group": 136, "num_free": 4, "moved": 0.01,
+        "cell": np.concatenate([lengths, angles]),
+        "cell_esd": np.array([2e-4, 2e-4, 3e-4, 0, 0, 0]), "esd": esd, "trajectory": np.zeros(3),
+    }  # fmt: skip
+    made = Refined(**{name: values.get(name, 0.5) for name in Refined._fields})
     return made._replace(**changes)
 
 

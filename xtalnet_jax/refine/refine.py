@@ -64,6 +64,7 @@ class Refined(NamedTuple):
 
     crystal: Crystal
     rwp: float  # weighted profile residual, 0..1
+    rwp_net: float  # the same relative to the profile without background, 0..1 and above
     cosine: float  # of the square-root profiles, background subtracted, peaks a little widened
     zero_shift: float  # degrees 2-theta
     fwhm: float  # constant part of the peak width, degrees
@@ -386,6 +387,13 @@ def _cells(
     return jax.vmap(one)(frame, cell, covariance)
 
 
+def _background_factor(observed: prepare.Observed, coefficients: np.ndarray) -> float:
+    """sqrt(sum w y^2 / sum w (y - background)^2), at most 100."""
+    y, weight = observed.target.profile, observed.target.weight
+    net = weight * (y - observed.target.background @ coefficients)
+    return float(np.sqrt(((weight * y) ** 2).sum() / max((net**2).sum(), 1e-4 * ((weight * y) ** 2).sum())))
+
+
 def _result(
     v: _Variant,
     fitted: stages.Fitted,
@@ -410,6 +418,7 @@ def _result(
     return Refined(
         crystal=v.crystal,
         rwp=float(fitted.rwp[k]),
+        rwp_net=float(fitted.rwp[k]) * _background_factor(observed, fitted.linear[k, 1:]),
         cosine=cosine,
         zero_shift=float(x[ZERO]),
         fwhm=float(np.exp(x[LOG_FWHM])),

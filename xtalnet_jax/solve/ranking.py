@@ -19,7 +19,7 @@ from scipy.special import expit
 
 FEATURES = (
     "log_misfit",
-    "log_rwp",
+    "log_rwp_net",
     "similarity",
     "votes",
     "contact",
@@ -75,7 +75,7 @@ def ranker_from_config(config: Mapping[str, Any]) -> Ranker:
 
 def feature_matrix(
     cosine: np.ndarray,
-    rwp: np.ndarray,
+    rwp_net: np.ndarray,
     similarity: np.ndarray,
     votes: np.ndarray,
     contact: np.ndarray,
@@ -87,7 +87,7 @@ def feature_matrix(
 
     Args:
         cosine: cosine of square-root profiles after refinement, 0..1.
-        rwp: weighted profile residual, 0..1 and above.
+        rwp_net: weighted profile residual without background, 0..1 and above.
         similarity: cosine similarity of pattern and crystal embedding.
         votes: share of the candidates that are the same structure, 0..1.
         contact: smallest distance over the sum of the two atomic radii.
@@ -97,7 +97,7 @@ def feature_matrix(
     """
     columns = (
         np.log10(np.clip(1.0 - np.asarray(cosine, float), 1e-4, None)),
-        np.log10(np.clip(rwp, 1e-3, 3.0)),
+        np.log10(np.clip(rwp_net, 1e-3, 3.0)),
         similarity,
         votes,
         np.clip(contact, 0.0, 1.2),

@@ -40,7 +40,7 @@ class Fit(NamedTuple):
     """Candidates with all that ranking needs to know; arrays are parallel to ``crystals``."""
 
     crystals: list[Crystal]
-    rwp: np.ndarray  # [n]
+    rwp_net: np.ndarray  # [n] R_wp relative to the profile without background
     cosine: np.ndarray  # [n]
     similarity: np.ndarray  # [n]
     num_free: np.ndarray  # [n] free structural parameters, 0 without refinement
@@ -265,7 +265,7 @@ class Solver(NamedTuple):
         vector = np.asarray(self.embedder.patterns(self.embedder_params, peaks))[0]
         return Fit(
             crystals,
-            np.array([r.rwp for r in results]),
+            np.array([r.rwp_net for r in results]),
             np.array([r.cosine for r in results]),
             self.embed_crystals(crystals) @ vector if crystals else np.zeros(0),
             np.array([r.num_free for r in results]),
@@ -289,7 +289,7 @@ class Solver(NamedTuple):
         kept = [
             Candidate(
                 fit.crystals[i],
-                float(fit.rwp[i]),
+                fit.refined[i].rwp,
                 float(fit.similarity[i]),
                 float(confidence[i]),
                 plausibility.space_group_of(fit.crystals[i]),
@@ -330,7 +330,7 @@ def features_of(fit: Fit, merge: bool = True) -> Features:
     contact = np.array([plausibility.shortest_contact(c) for c in fit.crystals])
     sizes = np.array([len(c.atomic_numbers) for c in fit.crystals])
     matrix = ranking.feature_matrix(
-        fit.cosine, fit.rwp, fit.similarity, votes, contact, sizes, fit.num_free, fit.moved
+        fit.cosine, fit.rwp_net, fit.similarity, votes, contact, sizes, fit.num_free, fit.moved
     )
     return Features(matrix, group)
 

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 some of several files failed, 2 bad input or configuratio
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ def run(main: Callable[[], int | None]) -> None:
             raise ValueError(f"unexpected argument {rest[0]!r}; options are written --name=value")
     except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
         fail(f"{_sentence(error)} (see --help)")
+    _use_huge_pages()
     try:
         sys.exit(main() or 0)
     except (ValueError, OSError) as error:
@@ -33,6 +35,19 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _use_huge_pages() -> None:
+    """Start again with huge pages for temporaries where the C library offers them (glibc 2.35).
+
+    First use of memory is then not what elementwise operations spend their time on: the same work
+    takes 1.2 to 1.7 times less on a CPU. It is read when a process starts, hence the new start,
+    before anything is loaded; whoever sets ``GLIBC_TUNABLES`` decides.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ and sys.executable:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        sys.stdout.flush()
+        os.execv(sys.executable, sys.orig_argv)
 
 
 @contextlib.contextmanager

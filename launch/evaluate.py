@@ -1,8 +1,8 @@
 """Measure a solver on crystals it was not trained on: retrieval and ranked generation.
 
   python -m launch.evaluate --data=mp20_val.npz --num_items=200 --out=results/mp20_val
-  python -m launch.evaluate --data=mp20_val.npz --skip=1000 --num_items=100 --pool=0 --noshuffled \
-      --fit_ranker --out=runs/ranker                          (crystals that no table is made of)
+  python -m launch.evaluate --data=mp20_val.npz --skip=1000 --num_items=60 --pool=0 \
+      --patterns=laboratory --fit_ranker --out=runs/ranker    (crystals that no table is made of)
 
 --data is a set written by launch.prepare. Patterns are simulated (Cu K-alpha, 5 to 90 degrees, or
 with --patterns=laboratory as an ordinary laboratory would measure them);

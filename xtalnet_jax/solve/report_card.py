@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,14 +60,15 @@ def report(
     items = make_items(chosen, options)
     if options.patterns != "clean":
         name = f"{name}, {options.patterns} patterns"
-    measured, solver = _generation(solver, items, name, options, out, start)
-    rows += measured
+    groups = [_assessed(solver, items, "", options, out)]
     if options.shuffled and len(items) > 1:
         patterns = [item.pattern for item in items]
         wrong = [i._replace(pattern=p) for i, p in zip(items, patterns[1:] + patterns[:1])]
-        control = options._replace(fit_ranker=False)
-        beside = out / "shuffled"
-        rows += _generation(solver, wrong, name, control, beside, start, "patterns shuffled")[0]
+        groups.append(_assessed(solver, wrong, "patterns shuffled", options, out / "shuffled"))
+    if options.fit_ranker and options.profile:
+        solver = _with_ranker_fitted(solver, groups, options, out)
+    for group in groups:
+        rows += _generation(solver, group, name, options, start)
     tables.save_results(out / "results.json", rows)
     text = tables.to_markdown(rows)
     (out / "results.md").write_text(text + "\n", encoding="utf-8")
@@ -103,33 +104,57 @@ def _retrieval(solver: Solver, pool: PackedSet, name: str, start: float) -> list
     return tables.retrieval_rows(found, setting, provenance)
 
 
-def _generation(
-    solver: Solver,
-    items: list[assess.Item],
-    name: str,
-    options: Options,
-    out: Path,
-    start: float,
-    control: str = "",
-) -> tuple[list[tables.ResultRow], Solver]:
-    """Return the rows of the table, and the solver with its ranker fitted if that was asked."""
-    kind = ("refined" if options.refine else "raw") if options.profile else "generated"
+class _Group(NamedTuple):
+    """Candidates of all items under one control ("" for none), and their matches."""
+
+    control: str
+    assessed: list[assess.Assessed]
+    records: list[Any]
+    matched: np.ndarray  # [all candidates] bool at `RANKED_BY`
+
+    @property
+    def features(self) -> np.ndarray:
+        """[all candidates, num_features]."""
+        return np.concatenate([a.features for a in self.assessed])
+
+
+def _kind(options: Options) -> str:
+    return ("refined" if options.refine else "raw") if options.profile else "generated"
+
+
+def _assessed(
+    solver: Solver, items: list[assess.Item], control: str, options: Options, out: Path
+) -> _Group:
+    kind = _kind(options)
     assessed = assess.assess(
         solver, items, out / f"{kind}.jsonl", options.num_candidates, options.refine,
         options.profile, options.seed, _progress(control or kind),
     )  # fmt: skip
     records = assess.match(items, assessed, out / f"{kind}_matches.jsonl", options.workers)
-    features = np.concatenate([a.features for a in assessed])
     matched = assess.matched_flags(assessed, records, RANKED_BY)
-    if options.fit_ranker and options.profile:
-        fitted = ranking.fit_ranker(features, matched)
-        solver = solver._replace(rankers={**solver.rankers, kind: fitted})
-        ranking.save_rankers(out / "ranker.json", solver.rankers)
-    rows = []
+    return _Group(control, assessed, records, matched)
+
+
+def _with_ranker_fitted(
+    solver: Solver, groups: list[_Group], options: Options, out: Path
+) -> Solver:
+    """Fit to all groups: shuffled patterns teach the ranker what a wrong formula looks like."""
+    features = np.concatenate([group.features for group in groups])
+    matched = np.concatenate([group.matched for group in groups])
+    fitted = ranking.fit_ranker(features, matched)
+    solver = solver._replace(rankers={**solver.rankers, _kind(options): fitted})
+    ranking.save_rankers(out / "ranker.json", solver.rankers)
+    return solver
+
+
+def _generation(
+    solver: Solver, group: _Group, name: str, options: Options, start: float
+) -> list[tables.ResultRow]:
+    kind, rows = _kind(options), []
     provenance = tables.collect_provenance(time.perf_counter() - start)
     ks = [k for k in KS if k <= options.num_candidates]
     for tolerance, limits in TOLERANCES.items():
-        by_similarity = assess.similarity_attempts(assessed, records, tolerance)
+        by_similarity = assess.similarity_attempts(group.assessed, group.records, tolerance)
         stated = f"{tolerance}: stol {limits.stol}, angle {limits.angle_tol}, ltol {limits.ltol}"
         given = "pattern, composition, Z"
         ways: list[tuple[str, list[Attempt], Order]] = [
@@ -138,17 +163,18 @@ def _generation(
         ]
         if options.profile:
             ranker = solver.rankers[kind]
-            by_ranker = assess.ranked_attempts(assessed, records, ranker, tolerance)
+            by_ranker = assess.ranked_attempts(group.assessed, group.records, ranker, tolerance)
             ways.insert(0, (f"{kind}, calibrated ranker", by_ranker, "ranked"))
         for how, attempts, order in ways:
             setting = tables.Setting(
-                f"{solver.name}, {how}", name, given, options.num_candidates, stated, control
+                f"{solver.name}, {how}", name, given, options.num_candidates, stated, group.control
             )
             found = match_at_k(attempts, ks, order)
             rows += tables.generation_rows(found, setting, provenance)
     if options.profile:
-        _say_calibration(solver.rankers[kind].confidence(features), matched, control or kind)
-    return rows, solver
+        confidence = solver.rankers[kind].confidence(group.features)
+        _say_calibration(confidence, group.matched, group.control or kind)
+    return rows
 
 
 def _say_calibration(confidence: np.ndarray, matched: np.ndarray, name: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from xtalnet_jax.contrastive.index import VectorIndex
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.elements import formula_of
+from xtalnet_jax.pxrd.kalpha import single_wavelength
 from xtalnet_jax.pxrd.pattern import Pattern
 from xtalnet_jax.solve.crystal_table import Composition, CrystalTable
 from xtalnet_jax.solve.screen import agreement
@@ -140,6 +141,7 @@ class RetrievalIndex(NamedTuple):
         num_allowed = table.num_crystals if allowed is None else int(allowed.sum())
         if not num_allowed:
             return []
+        pattern = single_wavelength(pattern)
         vector = self.solver.embed_patterns([pattern])[0]
         length = min(max(k, rerank), num_allowed)
         scores, rows = self.entries.query_vectors(vector, length, allowed)

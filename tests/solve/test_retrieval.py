@@ -88,6 +88,18 @@ def test_the_lines_find_what_an_untrained_model_does_not(index, factor):
     assert by_similarity < len(SMALL) / 2
 
 
+def test_a_doublet_is_taken_for_one_line(index):
+    """K-alpha2 is in the pattern of a laboratory tube; its peaks would count as unexplained."""
+    from xtalnet_jax.pxrd.instrument import Instrument
+
+    tube = Instrument(kalpha2_ratio=0.5, w=0.004)
+    measured = simulate_pattern(SMALL["perovskite"], 1.54056, instrument=tube)
+    (best,) = index.query(measured._replace(meta={"wavelengths": (1.54056, 1.54439)}), k=1)
+    (as_one,) = index.query(measured._replace(meta={"wavelengths": (1.54056,)}), k=1)
+    assert best.id == "perovskite"
+    assert best.agreement > max(as_one.agreement, 0.95)
+
+
 def test_only_the_shortlist_is_put_in_another_order(index, pattern):
     plain = index.query(pattern, k=len(SMALL), rerank=0)
     some = index.query(pattern, k=len(SMALL), rerank=4)

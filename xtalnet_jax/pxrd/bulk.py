@@ -7,6 +7,7 @@ blocks of few shapes, and lines merged in float64. The lines are those of `simul
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 from xtalnet_jax.crystals.crystal import Crystal, PackedCrystals, pack_crystals
 from xtalnet_jax.pxrd.hkl import HklTable, hkl_table
 from xtalnet_jax.pxrd.pattern import Lines
-from xtalnet_jax.pxrd.reflections import squares
+from xtalnet_jax.pxrd.reflections import grouped_squares
 from xtalnet_jax.pxrd.scattering import check_tabulated
 
 MERGE_TOL = 2e-5
@@ -28,7 +29,8 @@ STRENGTH_FLOOR = 1e-7
 
 _ROW = 64  # reflections of one crystal per row of a block
 _BLOCKS = (512, 64)  # rows per block: few shapes, each compiled once
-ATOM_STEPS = (5, 10, 15, 20, 30, 40, 52, 64, 80, 100, 150, 200, 300, 400)
+_GROUP = 4  # atoms of one element whose phases are added before they are weighted
+GROUP_STEPS = (2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 30, 40, 50, 75, 100)
 SPECIES_STEPS = (3, 5, 8, 98)
 
 
@@ -36,7 +38,7 @@ def lines_of(
     crystals: Sequence[Crystal] | PackedCrystals,
     inv_d_max: float | int,
     num_lines: int,
-    batch_size: int = 2048,
+    batch_size: int = 1024,
     progress: Callable[[int, int], None] | None = None,
     inv_d_min: float | int = 0.0,
     b_iso: float | int = 0.0,
@@ -52,7 +54,7 @@ def lines_of(
         crystals: any mix of sizes and cells.
         inv_d_max: 1/angstrom.
         num_lines: n_line.
-        batch_size: crystals in memory at a time.
+        batch_size: crystals of one batch; two batches are in memory at a time.
         progress: called with (crystals done, all crystals).
         inv_d_min: 1/angstrom.
         b_iso: overall B in square angstrom.
@@ -68,7 +70,8 @@ def lines_of(
     packed = crystals if isinstance(crystals, PackedCrystals) else pack_crystals(crystals)
     num_crystals = len(packed.lattice)
     inv_d, strength = np.zeros((2, num_crystals, num_lines), np.float32)
-    for start in range(0, num_crystals, batch_size):
+
+    def fill(start: int) -> int:
         some = _part(packed, start, min(start + batch_size, num_crystals))
         found = line_table(some, inv_d_max, inv_d_min, b_iso, merge_tol, table)
         rank = found.strength / found.inv_d**2
@@ -81,8 +84,13 @@ def lines_of(
         held = np.arange(num_lines) < np.minimum(counts, num_lines)[:, None]
         inv_d[start : start + len(counts)][held] = found.inv_d[keep]
         strength[start : start + len(counts)][held] = found.strength[keep]
-        if progress is not None:
-            progress(start + len(counts), num_crystals)
+        return start + len(counts)
+
+    # Two at a time: the host lists and merges one batch while the device works on the other.
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(fill, range(0, num_crystals, batch_size)):
+            if progress is not None:
+                progress(done, num_crystals)
     return Lines(inv_d, strength)
 
 
@@ -131,74 +139,92 @@ def _strengths(
     shapes whatever the cells are. The last row of a crystal may run over into the next crystal's
     reflections; what it computes there is not read.
     """
-    atoms, counts = np.diff(packed.offset), np.diff(listed.offset)
-    species, slot, num_species = _species_slots(packed)
-    size = np.stack([round_up(ATOM_STEPS, atoms), round_up(SPECIES_STEPS, num_species)])
+    atoms = _grouped(packed)
+    counts, num_groups = np.diff(listed.offset), np.diff(atoms.offset)
+    size = round_up(GROUP_STEPS, num_groups) * 128 + round_up(SPECIES_STEPS, atoms.num_species)
     row_counts = -(-counts // _ROW)
     first_row = row_counts.cumsum() - row_counts
     owner = np.repeat(np.arange(len(counts)), row_counts)
     start = listed.offset[owner] + (np.arange(len(owner)) - first_row[owner]) * _ROW
-    reach, inv_d = np.arange(_ROW), listed.inv_d.astype(np.float32)
-    pending = []
-    for num_nodes, width in np.unique(size, axis=1).T.tolist():
-        same = (size[0] == num_nodes) & (size[1] == width)
-        frac, slots = _padded(packed, same, slot, num_nodes)
-        local = np.cumsum(same) - 1
-        rows = np.flatnonzero(same[owner])
+    hkl = _windows(listed.hkl.T)
+    inv_d = _windows(listed.inv_d.astype(np.float32))
+    size, pending = size[owner], []
+    for shape in np.unique(size).tolist():
+        length, width = divmod(shape, 128)
+        reach = np.arange(length)
+        rows = np.flatnonzero(size == shape)
         while len(rows):
             block = next((n for n in _BLOCKS if len(rows) > n // 2), _BLOCKS[-1])
             now, rows = rows[:block], rows[block:]
             full = np.pad(now, (0, block - len(now)), mode="edge")
-            which = np.minimum(start[full, None] + reach, len(inv_d) - 1)
             whose = owner[full]
-            arrays = (listed.hkl.take(which, 0), inv_d.take(which), frac[local[whose]])
-            elements = (species[whose, :width], slots[local[whose]])
-            pending.append((now, _block_squares(*arrays, *elements, b_iso, table)))
+            group = np.minimum(atoms.offset[whose, None] + reach, atoms.offset[-1] - 1)
+            slot = np.where(reach < num_groups[whose, None], atoms.slot[group], -1)
+            members, species = atoms.members[group], atoms.species[whose, :width]
+            reflections = (hkl[:, start[full]], inv_d[start[full]])
+            pending.append(
+                (now, _block_squares(*reflections, members, species, slot, b_iso, table))
+            )
     out = np.empty((len(owner), _ROW), np.float32)
     for now, value in pending:  # the device works on the later blocks meanwhile
         out[now] = np.asarray(value)[: len(now)]
     shift = first_row * _ROW - listed.offset[:-1]
-    return out.ravel()[np.arange(len(inv_d)) + np.repeat(shift, counts)]
+    return out.ravel().take(np.arange(listed.offset[-1]) + np.repeat(shift, counts))
 
 
 @partial(jax.jit, static_argnums=6)
 def _block_squares(
     hkl: jax.Array,
     inv_d: jax.Array,
-    frac_coords: jax.Array,
+    members: jax.Array,
     species: jax.Array,
-    slots: jax.Array,
+    slot: jax.Array,
     b_iso: jax.Array,
     table: str,
 ) -> jax.Array:
-    one_hot = jax.nn.one_hot(slots, species.shape[1], dtype=inv_d.dtype)  # slot -1: no atom
+    one_hot = jax.nn.one_hot(slot, species.shape[1], dtype=inv_d.dtype)  # slot -1: no atom
     hkl, b_iso = hkl.astype(inv_d.dtype), jnp.asarray(b_iso, inv_d.dtype)
-    return squares(hkl, inv_d, frac_coords, species, one_hot, b_iso, table)
+    return grouped_squares(hkl, inv_d, members, species, one_hot, b_iso, table)
 
 
-def _species_slots(packed: PackedCrystals) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Elements of each crystal [n_crystal, 98], slot of each atom [n_total], number of elements."""
+class _Groups(NamedTuple):
+    """Atoms of several crystals in groups of `_GROUP` of one element."""
+
+    members: np.ndarray  # [n_group, _GROUP, 4] float32: fractional coordinates, 1 (0: padding)
+    slot: np.ndarray  # [n_group] which of the crystal's elements
+    offset: np.ndarray  # [n_crystal + 1] groups of crystal k: offset[k]:offset[k + 1]
+    species: np.ndarray  # [n_crystal, 98] elements of each crystal, 0 where unused
+    num_species: np.ndarray  # [n_crystal]
+
+
+def _grouped(packed: PackedCrystals) -> _Groups:
     num_crystals = len(packed.lattice)
     owner = np.repeat(np.arange(num_crystals), np.diff(packed.offset))
-    pairs, which = np.unique(owner * 128 + packed.atomic_numbers, return_inverse=True)
-    bounds = np.searchsorted(pairs, np.arange(num_crystals + 1) * 128)
+    pair = owner * 128 + packed.atomic_numbers
+    order = np.argsort(pair, kind="stable")  # quick: atoms mostly come element by element
+    pair = pair.take(order)
+    first = np.flatnonzero(np.diff(pair, prepend=-1))  # of each element of each crystal
+    counts = np.diff(first, append=len(pair))
+    groups = -(-counts // _GROUP)
+    group = groups.cumsum() - groups
+    bounds = np.searchsorted(pair[first], np.arange(num_crystals + 1) * 128)
     num_species = np.diff(bounds)
     species = np.zeros((num_crystals, SPECIES_STEPS[-1]), np.int32)
-    species[np.arange(SPECIES_STEPS[-1]) < num_species[:, None]] = pairs % 128
-    return species, which - bounds[owner], num_species
+    species[np.arange(SPECIES_STEPS[-1]) < num_species[:, None]] = pair[first] % 128
+    slot = np.repeat(np.arange(len(first)) - np.repeat(bounds[:-1], num_species), groups)
+    members = np.zeros((groups.sum(), _GROUP, 4), np.float32)
+    place = np.arange(len(pair)) + np.repeat(group * _GROUP - first, counts)
+    flat = members.reshape(-1, 4)
+    flat[place, :3] = packed.frac_coords[order]
+    flat[place, 3] = 1.0
+    offset = np.append(group, groups.sum())[bounds]
+    return _Groups(members, slot, offset, species, num_species)
 
 
-def _padded(
-    packed: PackedCrystals, which: np.ndarray, slot: np.ndarray, num_nodes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates [n, num_nodes, 3] and slots [n, num_nodes] (-1 where padded) of some crystals."""
-    atoms = np.diff(packed.offset)
-    held = np.arange(num_nodes) < atoms[which, None]
-    mine = np.repeat(which, atoms)
-    frac = np.zeros((len(held), num_nodes, 3), np.float32)
-    slots = np.full((len(held), num_nodes), -1, np.int32)
-    frac[held], slots[held] = packed.frac_coords[mine], slot[mine]
-    return frac, slots
+def _windows(values: np.ndarray) -> np.ndarray:
+    """All runs of `_ROW` along the last axis, as a view of one padded copy."""
+    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, _ROW)])
+    return np.lib.stride_tricks.sliding_window_view(padded, _ROW, axis=-1)
 
 
 def round_up(steps: Sequence[int], value: np.ndarray) -> np.ndarray:

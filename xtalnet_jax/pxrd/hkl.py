@@ -7,12 +7,14 @@ on the device; a list holds the reflections of one crystal and nothing else.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Box = tuple[int, int, int]
+
+_PART = 128  # crystals listed at a time
+_SLACK = 1e-9  # of the largest 1/d^2: a reflection on the border is inside
 
 
 class HklTable(NamedTuple):
@@ -24,18 +26,6 @@ class HklTable(NamedTuple):
     hkl: np.ndarray  # [n_total, 3] int16
     inv_d: np.ndarray  # [n_total] float64, 1/angstrom
     offset: np.ndarray  # [n_crystal + 1] int64
-
-
-@lru_cache(maxsize=1024)
-def half_box(box: Box) -> np.ndarray:
-    """Miller indices of one half space within |h| <= H, |k| <= K, l <= L: [n_hkl, 3] int16.
-
-    Ordered with 000 and its discarded half of the plane l = 0 left out: l > 0, or l = 0 and k > 0,
-    or k = l = 0 and h > 0.
-    """
-    h, k, l = full_box(box).T
-    half = (l > 0) | ((l == 0) & ((k > 0) | ((k == 0) & (h > 0))))
-    return full_box(box)[half]
 
 
 def full_box(box: Box) -> np.ndarray:
@@ -91,31 +81,77 @@ def hkl_table(lattices: Any, inv_d_max: float | int, inv_d_min: float | int = 0.
         raise ValueError(
             "a lattice is flat or not finite; its rows must be three independent vectors"
         )
-    recip = np.linalg.inv(lattices)
-    metric = np.swapaxes(recip, 1, 2) @ recip
-    six = metric[:, (0, 1, 2, 0, 0, 1), (0, 1, 2, 1, 2, 2)]
-    boxes = _box_indices(lattices, inv_d_max)
-    unique, group = np.unique(boxes, axis=0, return_inverse=True)
-    by_group = np.argsort(group.ravel(), kind="stable")
-    members = np.split(by_group, np.bincount(group.ravel())[:-1].cumsum())
-    parts = []  # (crystals, reflections of each, hkl, square of 1/d)
-    for box, crystals in zip(unique, members):
-        hkl, products = _products(tuple(map(int, box)))
-        step = max(1, 2**15 // len(hkl))  # small enough to stay in the cache
-        for chunk in (crystals[i : i + step] for i in range(0, len(crystals), step)):
-            # einsum and not @: for an inner length of six, BLAS threads cost more than they give.
-            square = np.einsum("cs,sm->cm", six[chunk], products)
-            counts, column, square = _ordered(square, inv_d_min**2, inv_d_max**2)
-            parts.append((chunk, counts, hkl.take(column, 0), square))
-    counts = np.zeros(len(lattices), np.int64)
-    for chunk, count, _, _ in parts:
-        counts[chunk] = count
+    # Few crystals at a time: every array of a part stays in the cache.
+    parts = [
+        _listed(lattices[i : i + _PART], inv_d_max, inv_d_min)
+        for i in range(0, max(len(lattices), 1), _PART)
+    ]
+    hkl, inv_d, counts = (np.concatenate(v, axis=-1) for v in zip(*parts))
+    return HklTable(hkl.T, inv_d, np.concatenate([[0], counts.cumsum()]))
+
+
+def _listed(
+    lattices: np.ndarray, inv_d_max: float | int, inv_d_min: float | int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The indices [3, n_total], 1/d [n_total] and number [n_crystal] of `hkl_table`."""
+    owner, h, k, first, count, square_at = _columns(lattices, inv_d_max)
+    column = np.repeat(np.arange(len(count)), count)
+    l = np.arange(len(column)) + (first - count.cumsum() + count).take(column)
+    square = square_at(column, l)
+    counts = np.bincount(owner, count, len(lattices)).astype(np.int64)
+    low = square < inv_d_min**2 - _SLACK * inv_d_max**2
+    if low.any():
+        counts -= np.bincount(owner.take(column[low]), minlength=len(lattices))
+        column, l, square = column[~low], l[~low], square[~low]
     offset = np.concatenate([[0], counts.cumsum()])
-    hkl, square = np.empty((offset[-1], 3), np.int16), np.empty(offset[-1])
-    for chunk, count, some_hkl, some_square in parts:
-        target = np.arange(count.sum()) + np.repeat(offset[chunk] - count.cumsum() + count, count)
-        hkl[target], square[target] = some_hkl, some_square
-    return HklTable(hkl, np.sqrt(square), offset)
+    order = np.empty(len(square), np.int64)
+    for a, b in zip(offset[:-1].tolist(), offset[1:].tolist()):
+        order[a:b] = square[a:b].argsort()
+        order[a:b] += a
+    column = column.take(order)
+    hkl = np.empty((3, len(order)), np.int16)  # component after component: read row by row
+    hkl[0], hkl[1], hkl[2] = h.take(column), k.take(column), l.astype(np.int16).take(order)
+    return hkl, np.sqrt(square.take(order)), counts
+
+
+def _columns(lattices: np.ndarray, inv_d_max: float | int) -> tuple[Any, ...]:
+    """Cut the half sphere of each crystal into columns of equal h and k.
+
+    In a column 1/d^2 is a parabola in l, so the reflections inside the sphere are an interval,
+    found without looking at those outside.
+
+    Returns:
+        Of each column the crystal, h, k, the first l and the number of reflections, and 1/d^2 as a
+        function of columns and l.
+    """
+    recip = np.linalg.inv(lattices)
+    g = (np.swapaxes(recip, 1, 2) @ recip).reshape(-1, 9).T
+    h_max, k_max, _ = _box_indices(lattices, inv_d_max).T
+    wide = 2 * h_max + 1
+    num_columns = wide * (k_max + 1)
+    owner = np.repeat(np.arange(len(wide)), num_columns)
+    number = np.arange(len(owner)) - (num_columns.cumsum() - num_columns).take(owner)
+    wide = wide.take(owner)
+    k = number // wide
+    h = number - k * wide - h_max.take(owner)
+    g11, g12, g13, g22, g23, g33 = (g[i].take(owner) for i in (0, 1, 2, 4, 5, 8))
+    at_zero = h * (h * g11 + 2 * k * g12) + k * k * g22  # 1/d^2 = at_zero + l (slope + l g33)
+    slope = 2 * (h * g13 + k * g23)
+    middle = -0.5 * slope / g33
+    room = middle**2 - (at_zero - inv_d_max**2 * (1 + _SLACK)) / g33
+    half = np.sqrt(np.maximum(room, 0.0))
+    centre = (h == 0) & (k == 0)
+    first = np.where(centre, 1.0, np.ceil(middle - half))
+    count = np.maximum(np.floor(middle + half) - first + 1, 0.0)
+    keep = (room >= 0) & (count > 0) & ((k > 0) | (h >= 0))
+    at_zero, slope, g33 = at_zero[keep], slope[keep], g33[keep]
+
+    def square_at(column: np.ndarray, l: np.ndarray) -> np.ndarray:
+        return at_zero.take(column) + l * (slope.take(column) + l * g33.take(column))
+
+    first, count = first[keep].astype(np.int64), count[keep].astype(np.int64)
+    h, k = h[keep].astype(np.int16), k[keep].astype(np.int16)
+    return owner[keep], h, k, first, count, square_at
 
 
 def padded_hkl(table: HklTable, num_hkl: int | None = None, multiple: int = 64) -> np.ndarray:
@@ -137,26 +173,3 @@ def padded_hkl(table: HklTable, num_hkl: int | None = None, multiple: int = 64) 
 def _box_indices(lattices: np.ndarray, inv_d_max: float | int) -> np.ndarray:
     lengths = np.linalg.norm(np.asarray(lattices, np.float64), axis=-1)
     return np.maximum(np.floor(inv_d_max * lengths * (1 + 1e-6)).astype(int), 1)
-
-
-@lru_cache(maxsize=1024)
-def _products(box: Box) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the half box and the six products whose weights in 1/d^2 are the metric's."""
-    hkl = half_box(box)
-    h, k, l = hkl.T.astype(np.float64)
-    return hkl, np.stack([h * h, k * k, l * l, 2 * h * k, 2 * h * l, 2 * k * l])
-
-
-def _ordered(
-    square: np.ndarray, low: float | int, high: float | int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Entries of [n, n_hkl] within bounds: count of each row, then columns and values in order."""
-    slack = 1e-9 * high
-    inside = (square <= high + slack) & (square >= low - slack)
-    counts = inside.sum(1)
-    held = np.arange(counts.max(initial=0)) < counts[:, None]
-    value = np.full(held.shape, np.inf)
-    value[held] = found = square[inside]
-    order = np.argsort(value, axis=1)[held]  # padding sorts last, so the first counts are real
-    order += np.repeat(counts.cumsum() - counts, counts)
-    return counts, np.nonzero(inside)[1].take(order), found.take(order)

@@ -95,30 +95,61 @@ def squares(
     Returns:
         [n_graph, n_hkl] electrons^2.
     """
+    members = jnp.concatenate([frac_coords, jnp.ones_like(frac_coords[..., :1])], -1)[:, :, None]
+    hkl = jnp.moveaxis(hkl, -1, 0)
+    return grouped_squares(hkl, inv_d, members, species, one_hot, b_iso, table)
+
+
+def grouped_squares(
+    hkl: jax.Array,
+    inv_d: jax.Array,
+    members: jax.Array,
+    species: jax.Array,
+    one_hot: jax.Array,
+    b_iso: jax.Array,
+    table: str = "pymatgen",
+) -> jax.Array:
+    """`squares` of atoms in groups of one element: a group is weighted once, not each atom.
+
+    Args:
+        hkl: [3, n_graph, n_hkl], of the floating type of ``inv_d``.
+        inv_d: [n_graph, n_hkl] 1/angstrom.
+        members: [n_graph, n_group, size, 4]: fractional coordinates and occupancy (0: padding).
+        species: [n_graph, n_species] atomic numbers.
+        one_hot: [n_graph, n_group, n_species] element of each group.
+        b_iso: scalar, [n_graph] or [n_graph, n_group], square angstrom.
+        table: form factors.
+
+    Returns:
+        [n_graph, n_hkl] electrons^2.
+    """
     s2 = 0.25 * inv_d**2
     f = jnp.unstack(form_factors(species, s2, table), axis=1)
-    h, k, l = jnp.unstack(hkl, axis=-1)
-    per_atom = b_iso.ndim == 2
+    h, k, l = jnp.unstack(hkl)
+    per_group = b_iso.ndim == 2
 
     @jax.checkpoint
-    def add_atom(total: Any, atom: Any) -> Any:
-        x, chosen, b = atom
-        turns = h * x[:, :1] + k * x[:, 1:2] + l * x[:, 2:]
-        cos, sin = _cos_sin(turns)
+    def add_group(total: Any, group: Any) -> Any:
+        atoms, chosen, b = group
+        real, imag = jnp.zeros_like(h), jnp.zeros_like(h)
+        for x, y, z, occupancy in (jnp.unstack(a, axis=-1) for a in jnp.unstack(atoms, axis=1)):
+            cos, sin = _cos_sin(h * x[:, None] + k * y[:, None] + l * z[:, None])
+            real, imag = real + occupancy[:, None] * cos, imag + occupancy[:, None] * sin
         weight = sum(chosen[:, e, None] * f_e for e, f_e in enumerate(f))
-        if per_atom:
+        if per_group:
             weight = weight * jnp.exp(-b[:, None] * s2)
-        return (total[0] + weight * cos, total[1] + weight * sin), None
+        return (total[0] + weight * real, total[1] + weight * imag), None
 
     # Phases are whole turns apart for equivalent atoms; near 0 they lose least to rounding.
-    frac_coords = frac_coords - jnp.round(frac_coords)
-    atoms = [jnp.swapaxes(v, 0, 1) for v in (frac_coords, one_hot)]
+    frac, occupancy = members[..., :3], members[..., 3:]
+    members = jnp.concatenate([frac - jnp.round(frac), occupancy], -1)
+    groups = [jnp.swapaxes(v, 0, 1) for v in (members, one_hot)]
     zero = jnp.zeros_like(inv_d)
     (real, imag), _ = jax.lax.scan(
-        add_atom, (zero, zero), (*atoms, b_iso.T if per_atom else jnp.zeros(len(atoms[0])))
+        add_group, (zero, zero), (*groups, b_iso.T if per_group else jnp.zeros(len(groups[0])))
     )
     square = real**2 + imag**2
-    return square if per_atom else square * _overall_damping(b_iso, s2)
+    return square if per_group else square * _overall_damping(b_iso, s2)
 
 
 def count_species(atomic_numbers: Any) -> int:

@@ -41,6 +41,7 @@ __all__ = [
 Number = float | int
 
 _EXACT_TOL = 1e-7  # 1/angstrom: about pymatgen's 1e-5 degree, possible with float64 positions
+_ATOM_STEPS = (5, 10, 15, 20, 30, 40, 52, 64, 80, 100, 150, 200, 300, 400)  # few shapes
 
 
 def lines(
@@ -211,7 +212,7 @@ def simulate_pattern(
             HklTable(listed.hkl[own], listed.inv_d[own], np.array([0, count])),
             max(64, 1 << (count - 1).bit_length()),  # few shapes
         )
-        num_nodes = int(bulk.round_up(bulk.ATOM_STEPS, np.array(len(one.atomic_numbers))))
+        num_nodes = int(bulk.round_up(_ATOM_STEPS, np.array(len(one.atomic_numbers))))
         batch = stack_crystals([one], num_nodes)
         num_species = count_species(batch.atomic_numbers)
         values = _profile_of(

@@ -6,7 +6,7 @@ vectors. Coordinates are steps of 1/65536 of the cell edge (1e-4 angstrom of 10)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import NamedTuple
 
@@ -93,18 +93,24 @@ class CrystalTable(NamedTuple):
             return None
         mask = np.ones(self.num_crystals, bool)
         if required:
-            bits = _bits(required)
-            mask &= ((self.present & bits) == bits).all(1)
+            mask &= self._elements_are(lambda present, bits: (present & bits) == bits, required)
         if only is not None:
-            mask &= ((self.present & ~_bits(only)) == 0).all(1)
+            mask &= self._elements_are(lambda present, bits: (present & ~bits) == 0, only)
         if excluded:
-            mask &= ((self.present & _bits(excluded)) == 0).all(1)
+            mask &= self._elements_are(lambda present, bits: (present & bits) == 0, excluded)
         if formula is not None:
             counts, _ = reduce_formula(parse_formula(formula))
-            mask &= (self.present == _bits(counts)).all(1)
+            mask &= self._elements_are(np.equal, counts)
             rows = np.flatnonzero(mask)
             mask[rows] = self._multiples(rows, counts)
         return mask
+
+    def _elements_are(
+        self, holds: Callable[[np.ndarray, np.uint64], np.ndarray], symbols: Iterable[str]
+    ) -> np.ndarray:
+        """Whether ``holds(present, bits)`` for both words of bits, [n]."""
+        first, second = _bits(symbols)
+        return holds(self.present[:, 0], first) & holds(self.present[:, 1], second)
 
     def _multiples(self, rows: np.ndarray, counts: Mapping[str, int]) -> np.ndarray:
         """Whether crystals that hold just the elements of ``counts`` are a multiple of it."""
@@ -133,11 +139,11 @@ def concatenate(tables: Sequence[CrystalTable]) -> CrystalTable:
 
 
 def _bits(symbols: Iterable[str]) -> np.ndarray:
-    """The set of elements, [1, 2] uint64."""
+    """The set of elements, [2] uint64."""
     numbers = []
     for symbol in symbols:
         if symbol not in ATOMIC_NUMBERS:
             raise ValueError(f"unknown element {symbol!r}; write symbols like Ti and O")
         numbers.append(ATOMIC_NUMBERS[symbol])
     both = reduce(lambda total, z: total | (1 << z), numbers, 0)
-    return np.array([[both % (1 << _WORD), both >> _WORD]], np.uint64)
+    return np.array([both % (1 << _WORD), both >> _WORD], np.uint64)

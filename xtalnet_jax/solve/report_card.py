@@ -169,7 +169,8 @@ def _generation(
             setting = tables.Setting(
                 f"{solver.name}, {how}", name, given, options.num_candidates, stated, group.control
             )
-            found = match_at_k(attempts, ks, order)
+            # An item of which no candidate was left has no attempt, but counts.
+            found = match_at_k(attempts, ks, order, [a.id for a in group.assessed])
             rows += tables.generation_rows(found, setting, provenance)
     if options.profile:
         confidence = solver.rankers[kind].confidence(group.features)

@@ -12,9 +12,11 @@ import pytest
 from tests.solve import tiny
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.data.fixtures import load_set, textbook_crystals
+from xtalnet_jax.data.packed import from_crystals
+from xtalnet_jax.evaluation.tables import load_results
 from xtalnet_jax.pretrained.weights import BUNDLED
 from xtalnet_jax.pxrd.pattern import Pattern
-from xtalnet_jax.pxrd.simulate import simulate_pattern
+from xtalnet_jax.pxrd.simulate import lines_of, simulate_pattern
 from xtalnet_jax.solve import assess, report_card
 from xtalnet_jax.solve.solver import Fit, Solver, load_solver
 
@@ -261,6 +263,23 @@ def test_report_card_from_end_to_end(tiny_solver, tmp_path, capsys):
     again = report_card.report(tiny_solver, packed, "textbook", options, tmp_path)
     rows = [[line for line in t.splitlines() if line.startswith("|")] for t in (text, again)]
     assert len(rows[0]) == len(rows[1]) > 40  # notes may differ: a resumed run takes no time
+
+
+@pytest.mark.parametrize(("solved", "rate"), [((True, False), 0.5), ((False, False), 0.0)])
+def test_an_item_without_candidates_counts_as_not_matched(
+    tiny_solver, tmp_path, monkeypatch, solved, rate
+):
+    left = iter([SALT] if own else [] for own in solved)
+    monkeypatch.setattr(Solver, "propose", lambda *_: next(left))
+    same = [("a", SALT), ("b", SALT)]
+    packed = from_crystals(*zip(*same), lines_of([c for _, c in same], 1.0, 16))
+    options = report_card.Options(
+        num_items=2, num_candidates=1, pool=0, profile=False, shuffled=False, workers=1
+    )
+    report_card.report(tiny_solver, packed, "same", options, tmp_path)
+    for row in load_results(tmp_path / "results.json"):
+        assert row.num_items == 2
+        assert row.values["match %"].value == rate
 
 
 def test_report_card_looks_at_its_folder_first(tiny_solver, tmp_path: Path):

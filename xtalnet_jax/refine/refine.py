@@ -391,7 +391,9 @@ def _background_factor(observed: prepare.Observed, coefficients: np.ndarray) -> 
     """sqrt(sum w y^2 / sum w (y - background)^2), at most 100."""
     y, weight = observed.target.profile, observed.target.weight
     net = weight * (y - observed.target.background @ coefficients)
-    return float(np.sqrt(((weight * y) ** 2).sum() / max((net**2).sum(), 1e-4 * ((weight * y) ** 2).sum())))
+    return float(
+        np.sqrt(((weight * y) ** 2).sum() / max((net**2).sum(), 1e-4 * ((weight * y) ** 2).sum()))
+    )
 
 
 def _result(

@@ -151,7 +151,7 @@ def fit_profile(
 
     def one(trial: Trials, x: jax.Array) -> Fitted:
         ones = jnp.ones(len(x), x.dtype)
-        inertia = (1e-9 * ones).at[ETA].set(1e-5).at[B_ISO].set(1e-6)
+        inertia = (1e-9 * ones).at[ETA].set(1e-5).at[B_ISO].set(1e-4)
         inertia = inertia.at[COORD].set(strengths.coord / trial.num_atoms)
         limit = (0.1 * ones).at[CELL].set(0.003).at[ZERO].set(0.03).at[LOG_FWHM].set(0.3)
         low, high = bounds(x)
@@ -180,7 +180,7 @@ def bounds(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide = jnp.full_like(x, 1e6)
     low = (-wide).at[LOG_FWHM].set(-4.6).at[FWHM_TAN].set(1e-3).at[ETA].set(0.0)
     high = wide.at[LOG_FWHM].set(2.0).at[FWHM_TAN].set(2.0).at[ETA].set(1.0)
-    return low.at[B_ISO].set(-1.0), high.at[B_ISO].set(8.0)
+    return low.at[B_ISO].set(0.0), high.at[B_ISO].set(8.0)
 
 
 def _covariance(normal: objective.Normal, active: jax.Array, num_points: jax.Array) -> jax.Array:

@@ -39,8 +39,9 @@ class RefineSettings(NamedTuple):
     profile_steps: int = 12
     num_background: int = 6  # Chebyshev terms of the profile refinement
     floor: float = 0.02  # under the square root, in units of the mean intensity
-    symprecs: tuple[float, ...] = (0.5, 0.3, 0.2, 0.1, 0.05)  # angstrom; () for no symmetry
-    max_variants: int = 2  # symmetrised copies per candidate
+    symmetry_misfits: tuple[float, ...] = (0.1, 0.2, 0.35, 0.5, 0.7)  # angstrom; () for none
+    max_variants: int = 3  # symmetrised copies per candidate
+    symmetry_scale: float = 0.15  # angstrom of displacement that cost a factor e of the order
     price: float = 0.1  # factor on the misfit per free coordinate, as 1 + price * number
     misfit_floor: float = 1e-3  # misfits below are as good as 0
     contact: float = 0.7  # shortest distance allowed, in sums of atomic radii
@@ -188,12 +189,19 @@ def _free_variant(i: int, crystal: Crystal) -> _Variant:
 
 
 def _symmetric_copies(variant: _Variant, settings: RefineSettings) -> list[_Variant]:
-    """Copies on the highest symmetries that are nearly there, above the variant's own."""
-    found = symmetry.symmetrize(variant.crystal, settings.symprecs)
+    """Copies on symmetries that are nearly there: of high order, moving the atoms little."""
+    found = symmetry.nearest_symmetries(variant.crystal, settings.symmetry_misfits)
     order = len(variant.operations.rotations)
+    found = [(c, o) for c, o in found if len(o.rotations) > order]
+
+    def promise(pair: tuple[Crystal, symmetry.Operations]) -> float:
+        moved = displacement(variant.crystal, pair[0])
+        return np.log(len(pair[1].rotations)) - moved / settings.symmetry_scale
+
+    found.sort(key=promise, reverse=True)
     return [
         variant._replace(crystal=c, operations=o, freedom=symmetry.freedom(c, o))
-        for c, o in [f for f in found if len(f[1].rotations) > order][: settings.max_variants]
+        for c, o in found[: settings.max_variants]
     ]
 
 

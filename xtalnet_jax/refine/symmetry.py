@@ -91,6 +91,103 @@ def find_operations(crystal: Crystal, symprec: float) -> Operations | None:
     return Operations(data.rotations, data.translations, permutations, int(data.number))
 
 
+def nearest_symmetries(
+    crystal: Crystal, largest: Sequence[float] = (0.2, 0.35, 0.5, 0.7)
+) -> list[tuple[Crystal, Operations]]:
+    """Return the crystal moved onto symmetries that its atoms may miss by several 0.1 angstrom.
+
+    `symmetrize` asks for one tolerance that all distances meet, which fails where noise is large.
+    Here the lattice proposes the rotations (its own point group), the atoms the translation that
+    fits each best; atoms are then averaged over all operations that fit to within a threshold.
+    Different thresholds give different symmetries; each is listed once.
+
+    Args:
+        crystal: its cell must have its symmetry to 0.2 angstrom, the atoms need not.
+        largest: rms distances, angstrom, up to which an operation takes part.
+    """
+    fitted = _fitted_operations(crystal)
+    found: dict[tuple[int, int], tuple[Crystal, Operations]] = {}
+    for threshold in largest:
+        chosen = [op for op in fitted if op[3] <= threshold]
+        moved = _averaged(crystal, chosen) if len(chosen) > 1 else None
+        operations = None if moved is None else find_operations(moved, 0.1)
+        if operations is not None and len(operations.rotations) > 1:
+            exact = impose(crystal, operations)
+            kind = (operations.number, len(operations.rotations))
+            if exact is not None and kind not in found:
+                found[kind] = (exact, operations)
+    return list(found.values())
+
+
+_Fitted = tuple[np.ndarray, np.ndarray, np.ndarray, float]  # W, w, permutation, rms distance
+
+
+def _fitted_operations(crystal: Crystal) -> list[_Fitted]:
+    """For every rotation of the lattice the translation that fits the atoms best."""
+    empty = Crystal(np.array([1]), np.zeros((1, 3)), crystal.lattice)
+    point_group = find_operations(empty, 0.2)
+    z, x = np.asarray(crystal.atomic_numbers), np.asarray(crystal.frac_coords, float)
+    rotations = np.eye(3, dtype=int)[None] if point_group is None else point_group.rotations
+    kinds, counts = np.unique(z, return_counts=True)
+    rare = np.flatnonzero(z == kinds[counts.argmin()])
+    out = []
+    for w in rotations:
+        turned = x @ w.T
+        tries = [_fit_translation(crystal, turned, x[j] - turned[rare[0]]) for j in rare]
+        tries = [t for t in tries if t is not None]
+        if tries:
+            shift, permutation, rms = min(tries, key=lambda t: t[2])
+            out.append((w, shift, permutation, rms))
+    return out
+
+
+def _fit_translation(
+    crystal: Crystal, turned: np.ndarray, shift: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Improve a translation; also which atom goes where, and the rms distance (angstrom)."""
+    z, x = np.asarray(crystal.atomic_numbers), np.asarray(crystal.frac_coords, float)
+    lattice = np.asarray(crystal.lattice, float)
+    for _ in range(3):
+        delta = (turned + shift)[:, None] - x[None]
+        delta -= np.round(delta)
+        square = ((delta @ lattice) ** 2).sum(-1)
+        square[z[:, None] != z[None]] = np.inf
+        permutation = square.argmin(-1)
+        if len(np.unique(permutation)) < len(z):
+            return None
+        mean = delta[np.arange(len(z)), permutation].mean(0)
+        shift = shift - mean
+    rest = delta[np.arange(len(z)), permutation] - mean
+    return shift, permutation, float(np.sqrt(((rest @ lattice) ** 2).sum(-1).mean()))
+
+
+def _averaged(crystal: Crystal, chosen: Sequence[_Fitted], rounds: int = 4) -> Crystal | None:
+    """Average over operations whose translations are fitted anew to the atoms in each round."""
+    x = np.asarray(crystal.frac_coords, float)
+    for _ in range(rounds):
+        total = np.zeros_like(x)
+        for rotation, shift, permutation, _ in chosen:
+            image = x @ rotation.T + shift
+            away = image - x[permutation]
+            away -= np.round(away)
+            total[permutation] += away - away.mean(0)
+        x = x + total / len(chosen)
+    lattice = _averaged_lattice(crystal.lattice, np.stack([op[0] for op in chosen]))
+    return Crystal(crystal.atomic_numbers, x % 1.0, lattice)
+
+
+def _averaged_lattice(lattice: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+    """The metric becomes the mean of W^T G W, by a symmetric strain, which keeps the orientation.
+
+    Row vectors: a_i' = sum_j W_ji a_j, G' = W^T G W.
+    """
+    lattice, w = np.asarray(lattice, float), rotations.astype(float)
+    metric = np.einsum("oji,jk,okl->il", w, lattice @ lattice.T, w) / len(w)
+    inverse = np.linalg.inv(lattice)
+    values, vectors = np.linalg.eigh(inverse @ metric @ inverse.T)
+    return lattice @ (vectors * np.sqrt(values)) @ vectors.T
+
+
 def _permutations(
     crystal: Crystal, rotations: np.ndarray, translations: np.ndarray
 ) -> np.ndarray | None:
@@ -106,19 +203,10 @@ def _permutations(
 
 
 def impose(crystal: Crystal, operations: Operations) -> Crystal | None:
-    """Average a crystal over its operations; None if an atom would move too far.
-
-    The metric becomes the mean of W^T G W, reached by a symmetric strain, so the orientation of
-    the cell stays.
-    """
+    """Average a crystal over its operations; None if an atom would move too far."""
     lattice = np.asarray(crystal.lattice, float)
     x = np.asarray(crystal.frac_coords, float)
     w = operations.rotations.astype(float)
-    # Row vectors: a_i' = sum_j W_ji a_j, G' = W^T G W.
-    metric = np.einsum("oji,jk,okl->il", w, lattice @ lattice.T, w) / len(w)
-    inverse = np.linalg.inv(lattice)
-    values, vectors = np.linalg.eigh(inverse @ metric @ inverse.T)
-    new_lattice = lattice @ (vectors * np.sqrt(values)) @ vectors.T
     image = np.einsum("oab,jb->oja", w, x) + operations.translations[:, None]
     shift = image - x[operations.permutations]
     shift -= np.round(shift)
@@ -127,7 +215,8 @@ def impose(crystal: Crystal, operations: Operations) -> Crystal | None:
     move = total / len(w)
     if np.sqrt(((move @ lattice) ** 2).sum(-1)).max(initial=0.0) > LARGEST_MOVE:
         return None
-    return Crystal(crystal.atomic_numbers, (x + move) % 1.0, new_lattice)
+    averaged = _averaged_lattice(lattice, operations.rotations)
+    return Crystal(crystal.atomic_numbers, (x + move) % 1.0, averaged)
 
 
 def freedom(crystal: Crystal, operations: Operations) -> Freedom:

@@ -139,7 +139,7 @@ def test_other_structures_return_from_five_percent(name):
 def test_without_symmetry_all_coordinates_are_free():
     truth = textbook_crystals()["rutile"]
     pattern = simulate_pattern(truth, two_theta_range=(15, 90), instrument=INSTRUMENT)
-    free = refine([shaken(truth, 0.02, 0.1, 0)], pattern, SETTINGS._replace(symprecs=()))[0]
+    free = refine([shaken(truth, 0.02, 0.1, 0)], pattern, SETTINGS._replace(symmetry_misfits=()))[0]
     assert free.space_group == 1
     assert free.num_free == 6 + 15
     assert strain_between(truth, free.crystal) < 2e-3

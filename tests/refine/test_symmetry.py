@@ -105,3 +105,25 @@ def test_structure_far_from_any_symmetry_offers_none():
     rng = np.random.default_rng(5)
     crystal = Crystal(np.array([3, 8, 22, 26]), rng.random((4, 3)), np.diag([4.0, 5.3, 7.1]) + 0.4)
     assert symmetry.symmetrize(crystal, [0.05]) == []
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_atoms_far_off_still_show_the_symmetry_of_their_lattice(name, seed):
+    """0.15 angstrom per coordinate: no common tolerance recognises that, the lattice does."""
+    truth = textbook_crystals()[name]
+    crystal = shaken(truth, 0.002, 0.15, seed)
+    strict = [o.number for _, o in symmetry.symmetrize(crystal, (0.1, 0.05))]
+    assert KNOWN[name][0] not in strict
+    found = symmetry.nearest_symmetries(crystal, (0.35, 0.5, 0.7))
+    moved, operations = next(f for f in found if f[1].number == KNOWN[name][0])
+    assert number(moved, 1e-4) == KNOWN[name][0]
+    assert len(operations.rotations) == len(symmetry.find_operations(truth, 1e-3).rotations)
+    cell = moved.lattice @ np.linalg.inv(crystal.lattice)
+    np.testing.assert_allclose(cell, cell.T, atol=1e-4)  # strains, no rotation
+
+
+def test_atoms_without_symmetry_get_none():
+    rng = np.random.default_rng(0)
+    crystal = Crystal(np.array([22, 8, 8, 56, 8]), rng.uniform(size=(5, 3)), np.eye(3) * 6.0)
+    assert symmetry.nearest_symmetries(crystal, (0.1, 0.2)) == []

@@ -77,10 +77,11 @@ def test_sampling_is_timed(folder: Path, task: str, evaluations: int) -> None:
 def test_scaling_measures_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     published = training.recipe
     monkeypatch.setattr(scaling, "recipe", lambda task, o: published(task, NETWORKS | o))
-    options = {"num_atoms": 5, "width": 16, "batch": 2, "remat": True, "repeats": 1}
-    found = scaling.measure(options | {"what": "training", "limit": 4.0})
+    options = {"what": "training", "num_atoms": 5, "width": 16, "batch": 2, "chunk": 1}
+    options |= {"overrides": {}, "limit": 4.0}
+    found = scaling.measure(options | {"repeats": 1})
     assert found["s"] > 0
-    refused = scaling.measure(options | {"what": "training", "limit": 0.0})
+    refused = scaling.measure(options | {"repeats": 1, "limit": 0.0})
     assert np.isnan(refused["s"])
     assert refused["temporary_gb"] == found["temporary_gb"] > 0
 

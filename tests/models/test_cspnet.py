@@ -93,6 +93,56 @@ def test_layouts_agree(n_node, sizes, options):
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(ours))
 
 
+@pytest.mark.parametrize(
+    ("n_node", "sizes", "chunk", "options"),
+    [
+        (
+            8,
+            (8, 5, 1),
+            2,
+            {"cross_attention": 1, "heads": 2},
+        ),  # a block and a rest without way back
+        (8, (8, 5, 1), 3, {"detach": False, "num_radial": 3, "remat": True}),  # ... of one offset
+        (9, (9, 8, 0), 2, {"detach": False, "num_radial": 3}),  # blocks only
+        (9, (9, 8, 0), 3, {"num_radial": 3}),  # a block and a rest
+        (5, (5, 3, 1), 7, {"detach": False}),  # less than a block
+        (1, (1, 1, 0), 2, {}),
+    ],
+)
+def test_blocks_of_pairs_agree_with_all_at_once(n_node, sizes, chunk, options):
+    args = _inputs(n_node=n_node, sizes=sizes)
+    init, whole = _net(**options)
+    params = init(jax.random.key(1), *args)
+    init_blocks, blocks = _net(chunk=chunk, **options)
+    _close(init_blocks(jax.random.key(1), *args), params, rtol=0)
+    ours, theirs = (_value_and_grads(f, params, args) for f in (blocks, whole))
+    _close(ours, theirs)
+    if not options.get("detach", True):
+        assert float(jnp.abs(ours[1][2]).max()) > 1e-3
+
+
+def test_memory_goes_with_the_block():
+    """Without blocks the step of a large cell wants all of its pairs at once."""
+    args = _inputs(n_graph=1, n_node=64, sizes=(64,))
+    init, whole = _net(num_radial=3)
+    params = jax.eval_shape(init, jax.random.key(1), *args)
+
+    def temporary(apply):
+        def loss(params, *args):
+            return (apply(params, *args) ** 2).sum()
+
+        lowered = jax.jit(jax.grad(loss)).lower(params, *args)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    _, blocks = _net(num_radial=3, chunk=4)
+    assert temporary(blocks) < temporary(whole) / 3
+
+
+def test_an_empty_block_is_refused():
+    with pytest.raises(ValueError, match="chunk is 0"):
+        _net(chunk=0)[0](jax.random.key(0), *_inputs())
+
+
 @pytest.fixture(scope="module")
 def rich():
     """The network with everything switched on."""

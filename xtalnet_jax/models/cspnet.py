@@ -13,11 +13,12 @@ from xtalnet_jax.crystals.lattice import metric_tensor
 from xtalnet_jax.models import pairs as pair
 from xtalnet_jax.models import transformer
 from xtalnet_jax.models.embeddings import fan_in_uniform
+from xtalnet_jax.models.fast import product
 from xtalnet_jax.models.transformer import CrossAttention, layer_norm
 
 
 class _Affine(nn.Module):
-    """Kernel and bias of a dense layer, handed out so that the kernel can be applied in parts."""
+    """Kernel and bias of a dense layer, handed out to be applied in parts or inside a loop."""
 
     inputs: int
     features: int
@@ -32,6 +33,7 @@ class CSPLayer(nn.Module):
     """``h + node_mlp([LN(h), mean_j edge_mlp([LN(h)_i, LN(h)_j, g, psi(f_j - f_i)])])``."""
 
     width: int
+    num_pair: int
     dtype: Any = None
 
     @nn.compact
@@ -43,19 +45,18 @@ class CSPLayer(nn.Module):
         def dense(name: str) -> nn.Dense:
             return transformer.dense(self.width, name, self.dtype, fan_in_uniform())
 
-        if isinstance(pairs, pair.EdgeList):
-            num_pair = pairs.features.shape[-1]
-        else:
-            num_pair = 2 * pairs.sin.shape[-1] + pairs.radial.shape[-1]
         x = layer_norm("norm")(h)
-        inputs = 2 * self.width + lattice_features.shape[-1] + num_pair
+        dtype = h.dtype if self.dtype is None else self.dtype
+        inputs = 2 * self.width + lattice_features.shape[-1] + self.num_pair
         first = _Affine(inputs, self.width, name="edge_0")()
-        second = dense("edge_1")
+        second = _Affine(self.width, self.width, name="edge_1")()
 
         def rest(message: jax.Array) -> jax.Array:
-            return jax.nn.silu(second(jax.nn.silu(message)))
+            message = product(jax.nn.silu(message), second.kernel, dtype)
+            bias = second.bias.astype(dtype).reshape((1,) * (message.ndim - 1) + (self.width,))
+            return jax.nn.silu(message + bias)
 
-        mean = pair.mean_messages(pairs, x, lattice_features, first, rest, self.dtype)
+        mean = pair.mean_messages(pairs, x, lattice_features, first, rest, dtype)
         y = jax.nn.silu(dense("node_0")(jnp.concatenate([x, mean], -1)))
         return h + jax.nn.silu(dense("node_1")(y)).astype(h.dtype)
 
@@ -79,6 +80,9 @@ class CSPNet(nn.Module):
         dtype: Type of the large products ("bfloat16" on accelerators); coordinates, phases,
             lattice numbers and the residual stream keep the type of the input.
         remat: Recompute each layer in the backward pass instead of storing its messages.
+        chunk: Offsets of the dense layout that a layer handles at a time, for large cells: pairs
+            of one block, ``chunk * n_node`` of each crystal, are in memory, in both passes, and
+            their features are made anew in every layer. None: all pairs at once, features kept.
     """
 
     width: int = 512
@@ -91,13 +95,17 @@ class CSPNet(nn.Module):
     heads: int = 8
     dtype: Any = None
     remat: bool = False
+    chunk: int | None = None
 
     def setup(self) -> None:
         """Create the layers; names follow the reference's order."""
         if self.layout not in ("dense", "sparse"):
             raise ValueError(f'layout is "{self.layout}", expected "dense" or "sparse"')
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk}, expected at least 1, or None for all at once")
         layer = nn.remat(CSPLayer) if self.remat else CSPLayer
-        self.layer = [layer(self.width, self.dtype) for _ in range(self.layers)]
+        num_pair = 6 * self.num_freqs + self.num_radial
+        self.layer = [layer(self.width, num_pair, self.dtype) for _ in range(self.layers)]
         every = self.cross_attention
         looks = self.layers // every if every else 0
         self.look = [CrossAttention(self.heads, self.dtype) for _ in range(looks)]
@@ -131,6 +139,7 @@ class CSPNet(nn.Module):
         pairs: pair.DensePairs | pair.EdgeList
         n_graph, n_node, width = h.shape
         if self.layout == "dense":
+            options["chunk"] = self.chunk
             pairs = pair.dense_pairs(frac_coords, node_mask, self.num_freqs, **options)
         else:
             edges = pair.complete_edges(n_graph, n_node)

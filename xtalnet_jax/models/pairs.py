@@ -9,11 +9,14 @@ The message to atom i from atom j starts with a linear map of the concatenation
   per unordered pair serves both directions;
 * pairs are ordered by offset, ``(i, (i + r) mod n)``, so going from atoms to pairs is a
   tile-and-reshape whose transpose is a pad-and-sum: there is no gather forward, and no scatter
-  backward.
+  backward;
+* for large cells the offsets can be taken a block at a time, each block's features and messages
+  being made anew wherever they are needed: memory then goes with the block, not with the square.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,14 +35,34 @@ class EdgeKernel(NamedTuple):
     bias: jax.Array  # [d]
 
 
-class DensePairs(NamedTuple):
-    """Pairs (i, (i + r) mod n_node) for offsets r = 1 .. n_node // 2 of a padded batch."""
+class Separation(NamedTuple):
+    """How far apart the two atoms of each pair are: 4 numbers of which hundreds are made."""
 
-    sin: jax.Array  # [n_graph, n_offset, n_node, 3 num_freqs], of f_{i+r} - f_i
-    cos: jax.Array  # [n_graph, n_offset, n_node, 3 num_freqs]
-    radial: jax.Array  # [n_graph, n_offset, n_node, num_radial] of the distance
-    radial_self: jax.Array  # [num_radial] the same at distance 0
+    difference: jax.Array  # [..., 3] fractional
+    distance: jax.Array | None  # [...] angstrom, to the nearest image; None where nobody looks
+
+
+class Features(NamedTuple):
+    """What the first edge layer reads of each pair, see `pair_features`."""
+
+    sin: jax.Array  # [..., 3 num_freqs]
+    cos: jax.Array  # [..., 3 num_freqs]
+    radial: jax.Array  # [..., num_radial]
+
+
+class PairBlock(NamedTuple):
+    """Pairs (i, (i + r) mod n_node) for successive offsets r; differences are f_{i+r} - f_i."""
+
+    apart: Separation | Features  # [n_graph, n_offset, n_node, ...]; features if they are kept
     mask: jax.Array  # [n_graph, n_offset, n_node] both atoms are real
+
+
+class DensePairs(NamedTuple):
+    """Pairs at the offsets r = 1 .. n_node // 2 of a padded batch."""
+
+    blocks: PairBlock | None  # the first offsets, with an axis [n_block] before all others
+    rest: PairBlock  # the offsets after them, without that axis
+    radial_self: jax.Array  # [num_radial] radial functions at distance 0
     n_atoms: jax.Array  # [n_graph] at least 1
 
 
@@ -53,46 +76,53 @@ class EdgeList(NamedTuple):
     mask: jax.Array  # [n_edge] both atoms are real
 
 
-def spread(x: Shaped[Array, "n_graph n_node ..."], first: int, num: int) -> jax.Array:
+def spread(x: Shaped[Array, "n_graph n_node ..."], first: int | jax.Array, num: int) -> jax.Array:
     """``out[:, r, i] = x[:, (i + first + r) mod n_node]``, [n_graph, num, n_node, ...]."""
     n = x.shape[1]
     size = num * (n + 1)
-    tiled = jnp.tile(x, (1, -(-(size + first) // n)) + (1,) * (x.ndim - 2))
-    rows = tiled[:, first : first + size].reshape(x.shape[0], num, n + 1, *x.shape[2:])
+    tiled = jnp.tile(jnp.roll(x, -first, 1), (1, -(-size // n)) + (1,) * (x.ndim - 2))
+    rows = tiled[:, :size].reshape(x.shape[0], num, n + 1, *x.shape[2:])
     return rows[:, :, :n]
 
 
-def collect(x: Float[Array, "n_graph n_offset n_node ..."], first: int) -> jax.Array:
+def collect(x: Float[Array, "n_graph n_offset n_node ..."], first: int | jax.Array) -> jax.Array:
     """Transpose of `spread`: ``out[:, (i + first + r) mod n] = sum_r x[:, r, i]``."""
     n_graph, num, n = x.shape[:3]
     size = num * (n + 1)
-    total = -(-(size + first) // n) * n
+    total = -(-size // n) * n
     rest = ((0, 0),) * (x.ndim - 3)
     rows = jnp.pad(x, ((0, 0), (0, 0), (0, 1), *rest)).reshape(n_graph, size, *x.shape[3:])
-    rows = jnp.pad(rows, ((0, 0), (first, total - size - first), *rest))
-    return rows.reshape(n_graph, total // n, n, *x.shape[3:]).sum(1)
+    rows = jnp.pad(rows, ((0, 0), (0, total - size), *rest))
+    return jnp.roll(rows.reshape(n_graph, total // n, n, *x.shape[3:]).sum(1), first, 1)
 
 
-def pair_features(
+def separation(
     difference: Float[Array, "*batch 3"],
     metric: Float[Array, "*batch 3 3"] | None,
-    num_freqs: int,
     num_radial: int,
     detach: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sines, cosines and radial functions of fractional differences, each [..., its number].
+) -> Separation:
+    """Fractional differences with their lengths, if radial functions are to be made of these.
+
+    With ``detach`` no gradient reaches the coordinates through them, as in the reference.
 
     Raises:
         ValueError: radial functions are wanted and there is no metric to take distances with.
     """
-    sin, cos = fourier_differences(difference, num_freqs)
-    if num_radial:
-        if metric is None:
-            raise ValueError("num_radial > 0 needs the metric tensor of each crystal (metric=...)")
-        radial = radial_basis(nearest_distance(difference, metric), num_radial)
+    if num_radial and metric is None:
+        raise ValueError("num_radial > 0 needs the metric tensor of each crystal (metric=...)")
+    distance = nearest_distance(difference, metric) if num_radial else None
+    apart = Separation(difference, distance)
+    return jax.lax.stop_gradient(apart) if detach else apart
+
+
+def pair_features(apart: Separation, num_freqs: int, num_radial: int) -> Features:
+    """Sines and cosines of the differences and radial functions of the distances."""
+    if apart.distance is None:
+        radial = jnp.zeros((*apart.difference.shape[:-1], 0), apart.difference.dtype)
     else:
-        radial = jnp.zeros((*difference.shape[:-1], 0), difference.dtype)
-    return jax.lax.stop_gradient((sin, cos, radial)) if detach else (sin, cos, radial)
+        radial = radial_basis(apart.distance, num_radial)
+    return Features(*fourier_differences(apart.difference, num_freqs), radial)
 
 
 def dense_pairs(
@@ -103,25 +133,37 @@ def dense_pairs(
     metric: Float[Array, "n_graph 3 3"] | None = None,
     num_radial: int = 0,
     detach: bool = True,
+    chunk: int | None = None,
 ) -> DensePairs:
-    """Features of every unordered pair, shared by all layers of a network.
+    """Every unordered pair, shared by all layers of a network.
 
-    With ``detach`` no gradient reaches the coordinates through them, as in the reference.
+    Without ``chunk`` the features are made here and kept. With it, each layer takes ``chunk``
+    offsets (times n_node pairs of every crystal) at a time and makes their features itself.
+    For ``detach`` see `separation`.
     """
-    num = frac_coords.shape[1] // 2
+    n_graph, n_node = node_mask.shape
+    num = n_node // 2
     difference = spread(frac_coords, 1, num) - frac_coords[:, None]
     metrics = None
     if metric is not None:
         metrics = jnp.broadcast_to(metric[:, None, None], (*difference.shape, 3))
-    sin, cos, radial = pair_features(difference, metrics, num_freqs, num_radial, detach)
-    return DensePairs(
-        sin,
-        cos,
-        radial,
-        radial_basis(jnp.zeros((), frac_coords.dtype), num_radial),
-        spread(node_mask, 1, num) & node_mask[:, None],
-        jnp.maximum(node_mask.sum(-1), 1).astype(frac_coords.dtype),
-    )
+    apart = separation(difference, metrics, num_radial, detach)
+    whole = PairBlock(apart, spread(node_mask, 1, num) & node_mask[:, None])
+    radial_self = radial_basis(jnp.zeros((), frac_coords.dtype), num_radial)
+    n_atoms = jnp.maximum(node_mask.sum(-1), 1).astype(frac_coords.dtype)
+    if chunk is None:
+        kept = whole._replace(apart=pair_features(apart, num_freqs, num_radial))
+        return DensePairs(None, kept, radial_self, n_atoms)
+    # Blocks are alike, so they hold offsets with a way back only; for even n the last has none.
+    n_block = (n_node - 1) // 2 // chunk
+    end = n_block * chunk
+
+    def stacked(x: jax.Array) -> jax.Array:
+        return x[:, :end].reshape(n_graph, n_block, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    blocks = jax.tree.map(stacked, whole) if n_block else None
+    rest = jax.tree.map(lambda x: x[:, end:], whole)
+    return DensePairs(blocks, rest, radial_self, n_atoms)
 
 
 def edge_list(
@@ -139,7 +181,8 @@ def edge_list(
     """Features of given directed edges of a flat list of atoms."""
     difference = frac_coords[senders] - frac_coords[receivers]
     metrics = None if metric is None else metric[graph]
-    features = pair_features(difference, metrics, num_freqs, num_radial, detach)
+    apart = separation(difference, metrics, num_radial, detach)
+    features = pair_features(apart, num_freqs, num_radial)
     mask = node_mask[senders] & node_mask[receivers]
     return EdgeList(senders, receivers, graph, jnp.concatenate(features, -1), mask)
 
@@ -176,8 +219,9 @@ def mean_messages(
     dtype = h.dtype if dtype is None else dtype
     if isinstance(pairs, EdgeList):
         return _edge_list_messages(pairs, h, lattice_features, first, rest, dtype)
-    d, k, n_trig = h.shape[-1], lattice_features.shape[-1], pairs.sin.shape[-1]
+    n, d, k, num_radial = *h.shape[1:], lattice_features.shape[-1], len(pairs.radial_self)
     kernel = first.kernel
+    n_trig = (len(kernel) - 2 * d - k - num_radial) // 2
     cuts = [d, 2 * d, 2 * d + k, 2 * d + k + n_trig, 2 * d + k + 2 * n_trig]
     to_receiver, to_sender, to_lattice, to_sin, to_cos, to_radial = jnp.split(kernel, cuts)
     # The lattice numbers may be large and their differences small: never in half precision.
@@ -187,26 +231,46 @@ def mean_messages(
     per_graph = per_graph[:, None].astype(dtype)
     receiver = product(h, to_receiver, dtype)
     sender = product(h, to_sender, dtype)
-    odd = product(pairs.sin, to_sin, dtype)
-    even = product(pairs.cos, to_cos, dtype)
-    alone = to_cos.sum(0)  # cos 0 = 1 and sin 0 = 0 on the pair of an atom with itself
-    if pairs.radial.shape[-1]:
-        even = even + product(pairs.radial, to_radial, dtype)
-        alone = alone + pairs.radial_self @ to_radial
-    n = h.shape[1]
-    forth, back = n // 2, (n - 1) // 2  # for even n the offset n / 2 is its own way back
-    mask = pairs.mask[..., None].astype(h.dtype)
+    # cos 0 = 1 and sin 0 = 0 on the pair of an atom with itself
+    alone = to_cos.sum(0) + pairs.radial_self @ to_radial
 
-    # The largest term comes last, so that each pair has a rounding error of its own: one that all
-    # pairs of an atom share does not average out (20 times the error of a 20-step sample).
+    def messages(block: PairBlock, start: int | jax.Array, num_back: int) -> jax.Array:
+        """Sum over a block from offset ``start``; of its offsets the first have a way back."""
+        apart, num = block.apart, block.mask.shape[1]
+        if isinstance(apart, Separation):
+            apart = pair_features(apart, n_trig // 3, num_radial)
+        odd = product(apart.sin, to_sin, dtype)
+        even = product(apart.cos, to_cos, dtype)
+        if num_radial:
+            even = even + product(apart.radial, to_radial, dtype)
+        mask = block.mask[..., None].astype(h.dtype)
+        # The largest term comes last, so that each pair has a rounding error of its own: one that
+        # all pairs of an atom share does not average out (20 times the error of a 20-step sample).
+        pre = receiver[:, None] + spread(sender, start, num) + even + odd + per_graph[:, None]
+        total = (rest(pre).astype(h.dtype) * mask).sum(1)
+        if num_back:
+            pre = spread(receiver, start, num_back) + sender[:, None] + (even - odd)[:, :num_back]
+            pre = pre + per_graph[:, None]
+            total = total + collect(rest(pre).astype(h.dtype) * mask[:, :num_back], start)
+        return total
+
     total = rest(receiver + sender + alone[None, None].astype(dtype) + per_graph).astype(h.dtype)
-    if forth:
-        pre = receiver[:, None] + spread(sender, 1, forth) + even + odd + per_graph[:, None]
-        total = total + (rest(pre).astype(h.dtype) * mask).sum(1)
-    if back:
-        pre = spread(receiver, 1, back) + sender[:, None] + (even - odd)[:, :back]
-        pre = pre + per_graph[:, None]
-        total = total + collect(rest(pre).astype(h.dtype) * mask[:, :back], 1)
+    start = 1
+    if pairs.blocks is not None:
+        n_block, _, chunk = pairs.blocks.mask.shape[:3]
+
+        # Inside a loop nothing can be merged with the forward pass, so nothing need prevent it.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def add(total: jax.Array, numbered: tuple[jax.Array, PairBlock]) -> tuple[jax.Array, None]:
+            number, block = numbered
+            return total + messages(block, 1 + chunk * number, chunk), None
+
+        total, _ = jax.lax.scan(add, total, (jnp.arange(n_block), pairs.blocks))
+        start += n_block * chunk
+    if pairs.rest.mask.shape[1]:
+        kept = isinstance(pairs.rest.apart, Features)
+        last = messages if kept else jax.checkpoint(messages, static_argnums=(1, 2))
+        total = total + last(pairs.rest, start, (n - 1) // 2 - start + 1)
     return total / pairs.n_atoms[:, None, None].astype(h.dtype)
 
 

@@ -173,3 +173,13 @@ def test_bad_input_is_refused(crystals, pattern, words):
 def test_nothing_to_refine():
     assert refine([], PEAK) == []
     assert compare([], PEAK) == []
+
+
+def test_equal_candidates_are_fitted_once(rutile):
+    truth, noisy = rutile[0], rutile[1]
+    swapped = truth._replace(frac_coords=truth.frac_coords + 0.5)  # another origin
+    one, other = refine([truth, swapped], noisy, SETTINGS._replace(equal_misfits=1e-2))
+    assert other.rwp == one.rwp
+    assert other.crystal is one.crystal
+    apart = refine([truth, swapped], noisy, SETTINGS)
+    assert apart[1].crystal is not apart[0].crystal

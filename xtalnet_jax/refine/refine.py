@@ -36,6 +36,8 @@ class RefineSettings(NamedTuple):
     second_widths: tuple[float, ...] = (0.9, 0.7, 0.55, 0.45, 0.38, 0.33)
     steps: int = 4  # evaluations per width
     bins: int = 512  # points of the grid of both rounds
+    equal_misfits: float = 0.0  # relative; candidates so alike, with one cell and symmetry, count
+    # as one structure, and the first is fitted to the profile for all of them
     profile_steps: int = 12
     num_background: int = 6  # Chebyshev terms of the profile refinement
     floor: float = 0.02  # under the square root, in units of the mean intensity
@@ -55,6 +57,8 @@ class RefineSettings(NamedTuple):
 
 
 DEFAULT = RefineSettings()
+MANY = DEFAULT._replace(equal_misfits=3e-3)
+"""For many candidates of one pattern, of which some become the same."""
 
 FIRST_MARGIN, SECOND_MARGIN, LAST_MARGIN = 1.1, 1.04, 1.02
 """Reflections are listed up to this factor beyond the last 1/d, because cells may grow."""
@@ -102,7 +106,8 @@ def refine(
 ) -> list[Refined]:
     """Refine every candidate against a pattern; results are in the order of the candidates.
 
-    Candidates do not influence each other. Atoms keep their order and the cell its setting.
+    Candidates do not influence each other, atoms keep their order and the cell its setting (but
+    see ``equal_misfits``).
 
     Args:
         crystals: candidates; cells should be reduced, a long axis costs time.
@@ -129,9 +134,14 @@ def refine(
             min((v for v in pool if v.source == i), key=partial(_price, settings=settings))
             for i in range(len(crystals))
         ]
-    results = _profile_fits(best, observed, settings, free=True)
+    first = _first_of_equals(best, settings.equal_misfits)
+    kept = sorted(set(first))
+    fits = _profile_fits([best[i] for i in kept], observed, settings, free=True)
+    fitted = dict(zip(kept, fits))
+    ends = [fitted[i].crystal if i in fitted else v.crystal for i, v in enumerate(best)]
     return [
-        r._replace(moved=displacement(before, r.crystal)) for before, r in zip(crystals, results)
+        fitted[k]._replace(moved=displacement(before, end))
+        for k, before, end in zip(first, crystals, ends)
     ]
 
 
@@ -208,6 +218,25 @@ def _symmetric_copies(variant: _Variant, settings: RefineSettings) -> list[_Vari
 def _price(variant: _Variant, settings: RefineSettings) -> float:
     num = variant.freedom.coord.shape[-1] + variant.freedom.cell.shape[-1]
     return (variant.misfit + settings.misfit_floor) * (1 + settings.price * num)
+
+
+def _first_of_equals(variants: list[_Variant], tolerance: float) -> list[int]:
+    """For each variant the first one that became the same structure, or itself."""
+    out: list[int] = []
+    for i, v in enumerate(variants):
+        out.append(next((k for k in sorted(set(out)) if _same(variants[k], v, tolerance)), i))
+    return out
+
+
+def _same(a: _Variant, b: _Variant, tolerance: float) -> bool:
+    """One symmetry, one cell (lengths to 0.1 %) and one misfit (to ``tolerance``)."""
+    lengths = [np.linalg.norm(v.crystal.lattice, axis=-1) for v in (a, b)]
+    return bool(
+        a.operations.number == b.operations.number
+        and a.freedom.coord.shape == b.freedom.coord.shape
+        and abs(a.misfit - b.misfit) < tolerance * b.misfit
+        and np.allclose(*lengths, rtol=1e-3)
+    )
 
 
 # Stages -------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from xtalnet_jax.pxrd.augment import Effects, peaks_from_lines
 from xtalnet_jax.pxrd.laboratory import laboratory_patterns
 from xtalnet_jax.pxrd.pattern import Lines
 from xtalnet_jax.pxrd.simulate import simulate_pattern
-from xtalnet_jax.solve import assess, ranking
+from xtalnet_jax.solve import assess, figures, ranking
 from xtalnet_jax.solve.output import writable_folder
 from xtalnet_jax.solve.solver import Solver
 
@@ -44,18 +44,20 @@ class Options(NamedTuple):
     fit_ranker: bool = False
     workers: int = 2
     patterns: str = "clean"  # or "laboratory"
+    figures: bool = False
 
 
 def report(
     solver: Solver, packed: PackedSet, dataset: str, options: Options, out: str | Path
 ) -> str:
-    """Measure, write ``results.json`` and ``results.md`` into ``out``, return the table."""
+    """Measure, write ``results.json``, ``results.md`` and figures; return the table."""
     out, start = writable_folder(out), time.perf_counter()
     name = Path(dataset).stem
     order = np.random.default_rng(options.item_seed).permutation(packed.num_crystals)
     rows = []
+    pool = packed.select(np.sort(order[: options.pool]))
     if options.pool:
-        rows += _retrieval(solver, packed.select(np.sort(order[: options.pool])), name, start)
+        rows += _retrieval(solver, pool, name, start)
     chosen = packed.select(order[options.skip : options.skip + options.num_items])
     items = make_items(chosen, options)
     if options.patterns != "clean":
@@ -70,6 +72,11 @@ def report(
     for group in groups:
         rows += _generation(solver, group, name, options, start)
     tables.save_results(out / "results.json", rows)
+    if options.figures:
+        ranker = solver.rankers[_kind(options)] if options.profile else None
+        found = figures.Record(items, groups[0].assessed, groups[0].records, ranker)
+        among = {str(i): pool.crystal(k) for k, i in enumerate(pool.id)}
+        figures.write_figures(out / "figures", solver, found, among, ("paper", RANKED_BY))
     text = tables.to_markdown(rows)
     (out / "results.md").write_text(text + "\n", encoding="utf-8")
     return text

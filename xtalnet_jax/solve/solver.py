@@ -257,10 +257,11 @@ class Solver(NamedTuple):
         refine: bool,
     ) -> Fit:
         """Compare candidates with the pattern, after refining them if wanted."""
-        from xtalnet_jax.refine.refine import compare
+        from xtalnet_jax.refine.refine import MANY, compare
         from xtalnet_jax.refine.refine import refine as refine_crystals
 
-        results = (refine_crystals if refine else compare)(crystals, pattern) if crystals else []
+        compare_or_refine = refine_crystals if refine else compare
+        results = compare_or_refine(crystals, pattern, MANY) if crystals else []
         crystals = [r.crystal for r in results]
         vector = np.asarray(self.embedder.patterns(self.embedder_params, peaks))[0]
         return Fit(

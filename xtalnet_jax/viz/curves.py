@@ -1,4 +1,4 @@
-"""Curves: training metrics of a run, match rate against k, reliability of confidences."""
+"""Curves: training metrics of a run, match rate against k and by kind, reliability."""
 
 from __future__ import annotations
 
@@ -132,6 +132,37 @@ def plot_match_rate(results: Mapping[str, Sequence[MatchAtK]], title: str | None
     axes.set_xlabel("k (best of the top k candidates)")
     axes.set_ylabel("match rate (%)")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
+    if title:
+        axes.set_title(title, fontsize=10, loc="left")
+    return figure
+
+
+def plot_breakdown(
+    results: Mapping[Any, MatchAtK], xlabel: str = "", title: str | None = None
+) -> Any:
+    """Match rate for each kind of item (`generation.breakdown`): bars, intervals, item counts.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    if not results:
+        raise ValueError("no kinds of items to draw; expected at least one")
+    figure = new_figure(max(4.2, 1.6 + 0.75 * len(results)), 3.8)
+    axes = tidy(figure.add_subplot(), grid=True)
+    axes.grid(False, axis="x")
+    place = np.arange(len(results))
+    value, low, high = (100 * np.array(x) for x in zip(*(r.match_rate for r in results.values())))
+    axes.bar(place, value, width=0.62, color=SERIES[0], alpha=0.75)
+    axes.errorbar(place, value, np.stack([value - low, high - value]), fmt="none", ecolor=INK,
+                  elinewidth=1.0, capsize=3)  # fmt: skip
+    for x, found in zip(place, results.values()):
+        axes.text(x, 101.5, f"n = {found.num_items}", ha="center", va="bottom", fontsize=8)
+    axes.set_xticks(place, [str(label) for label in results])
+    axes.set_xlim(-0.6, len(results) - 0.4)
+    axes.set_ylim(0, 109)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("match rate (%), 95 % interval")
     if title:
         axes.set_title(title, fontsize=10, loc="left")
     return figure

@@ -62,7 +62,7 @@ def plot_fit(
     axes.set_xlim(x[0], x[-1])
     axes.set_ylim(zero + min(float(np.nanmin(difference)), 0.0) - 0.03 * height, 1.05 * height)
     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1.05 * height])
-    axes.set_xlabel(_angle_label(observed))
+    axes.set_xlabel(angle_label(observed))
     axes.set_ylabel("intensity")
     figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=6)
     if title:
@@ -93,7 +93,7 @@ def plot_stack(
     axes.set_xlim(first, last)
     axes.set_ylim(-0.05, 1.15 * len(patterns))
     axes.set_yticks([])
-    axes.set_xlabel(_angle_label(*patterns))
+    axes.set_xlabel(angle_label(*patterns))
     axes.set_ylabel("intensity (scaled)")
     if title:
         axes.set_title(title, fontsize=10, loc="left")
@@ -119,7 +119,8 @@ def _on_grid(values: Any, x: np.ndarray) -> np.ndarray:
     return values
 
 
-def _angle_label(*patterns: Pattern) -> str:
+def angle_label(*patterns: Pattern) -> str:
+    """Label of the axis; it tells the wavelength if all patterns have the same."""
     wavelengths = {round(float(p.wavelength), 5) for p in patterns}
     suffix = f", $\\lambda$ = {wavelengths.pop():g} Å" if len(wavelengths) == 1 else ""
     return f"$2\\theta$ (degrees{suffix})"

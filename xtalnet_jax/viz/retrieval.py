@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.pxrd.pattern import Pattern
-from xtalnet_jax.viz.patterns import normalised
+from xtalnet_jax.viz.patterns import angle_label, normalised
+from xtalnet_jax.viz.structures import add_legend, draw_crystal
 from xtalnet_jax.viz.style import FAINT, INK, SERIES, new_figure, tidy
 
 
@@ -19,6 +21,7 @@ class Hit(NamedTuple):
     pattern: Pattern
     score: float
     is_truth: bool
+    crystal: Crystal | None = None
 
 
 def plot_similarity(similarity: Any, title: str | None = None) -> Any:
@@ -46,16 +49,34 @@ def plot_similarity(similarity: Any, title: str | None = None) -> Any:
     return figure
 
 
-def plot_retrieval(query: Pattern, hits: Sequence[Hit], name: str = "query") -> Any:
+def plot_retrieval(
+    query: Pattern, hits: Sequence[Hit], name: str = "query", truth: Crystal | None = None
+) -> Any:
     """The query on top, then each hit in order of rank with the query in grey behind it.
+
+    If hits have crystals, these stand at the right, and ``truth`` beside the query.
 
     Raises:
         ValueError: no hits.
     """
     if not hits:
         raise ValueError("no hits to draw; expected at least one")
-    figure = new_figure(8.0, 0.6 + 1.0 * (len(hits) + 1))
-    rows = figure.subplots(len(hits) + 1, 1, sharex=True, sharey=True)
+    crystals = [truth, *(hit.crystal for hit in hits)]
+    drawn = [crystal for crystal in crystals if crystal is not None]
+    figure = new_figure(10.0 if drawn else 8.0, 0.6 + (1.5 if drawn else 1.0) * len(crystals))
+    grid = figure.add_gridspec(
+        len(crystals), 2 if drawn else 1, width_ratios=[5, 1][: 1 + bool(drawn)]
+    )
+    rows = [figure.add_subplot(grid[0, 0])]
+    rows += [
+        figure.add_subplot(grid[i, 0], sharex=rows[0], sharey=rows[0])
+        for i in range(1, len(crystals))
+    ]
+    for i, crystal in enumerate(crystals):
+        if crystal is not None:
+            draw_crystal(figure.add_subplot(grid[i, 1]), crystal)
+    if drawn:
+        add_legend(figure, drawn)
     x, y = query.two_theta, normalised(query)
     rows[0].plot(x, y, color=INK, linewidth=0.9)
     _caption(rows[0], name, INK)
@@ -69,9 +90,10 @@ def plot_retrieval(query: Pattern, hits: Sequence[Hit], name: str = "query") -> 
         tidy(axes).set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.spines["bottom"].set_color(FAINT)
+        axes.tick_params(labelbottom=axes is rows[-1])
     rows[-1].set_xlim(x[0], x[-1])
     rows[-1].set_ylim(-0.03, 1.12)
-    rows[-1].set_xlabel("$2\\theta$ (degrees)")
+    rows[-1].set_xlabel(angle_label(query, *(hit.pattern for hit in hits)))
     return figure
 
 

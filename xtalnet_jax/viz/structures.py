@@ -21,11 +21,14 @@ EDGES = tuple(
 )
 """The twelve edges of the unit cell, as pairs of corners in fractional coordinates."""
 
+VIEW = (18.0, -65.0)
+"""Elevation and azimuth, degrees; c points up."""
+
 
 def plot_crystals(
     crystals: Sequence[Crystal],
     titles: Sequence[str] | None = None,
-    view: tuple[float, float] = (18.0, -65.0),
+    view: tuple[float, float] = VIEW,
     columns: int = 4,
 ) -> Any:
     """Draw crystals side by side, e.g. the true one and its candidates.
@@ -36,7 +39,7 @@ def plot_crystals(
     Args:
         crystals: what to draw.
         titles: one per crystal.
-        view: elevation and azimuth, degrees; c points up.
+        view: see `VIEW`.
         columns: crystals per row.
 
     Raises:
@@ -51,11 +54,10 @@ def plot_crystals(
     grid = figure.subplots(num_rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-        axes.set_aspect("equal", adjustable="datalim")
     for axes, crystal, title in zip(grid.flat, crystals, titles):
-        _draw(axes, crystal, _projection(crystal.lattice, *view))
+        draw_crystal(axes, crystal, view)
         axes.set_title(title, fontsize=10)
-    _legend(figure, crystals)
+    add_legend(figure, crystals)
     return figure
 
 
@@ -75,9 +77,13 @@ def _projection(lattice: np.ndarray, elevation_deg: float, azimuth_deg: float) -
     return np.stack([right, upwards, viewer])
 
 
-def _draw(axes: Any, crystal: Crystal, projection: np.ndarray) -> None:
+def draw_crystal(axes: Any, crystal: Crystal, view: tuple[float, float] = VIEW) -> None:
+    """Draw one crystal into axes, which lose their frame; for the arguments see `plot_crystals`."""
     from matplotlib.patches import Circle
 
+    axes.axis("off")
+    axes.set_aspect("equal", adjustable="datalim")
+    projection = _projection(crystal.lattice, *view)
     numbers, frac = with_boundary_images(crystal)
     looks = [element_look(int(z)) for z in numbers]
     cart = frac @ np.asarray(crystal.lattice, np.float64)
@@ -186,7 +192,8 @@ COMMON_COLOURS = {
 """Elements that chemists expect in a certain colour."""
 
 
-def _legend(figure: Any, crystals: Sequence[Crystal]) -> None:
+def add_legend(figure: Any, crystals: Sequence[Crystal]) -> None:
+    """Name the colours of all elements of the crystals at the right of the figure."""
     from matplotlib.lines import Line2D
     from pymatgen.core import Element
 

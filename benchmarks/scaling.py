@@ -65,7 +65,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     else:
         from xtalnet_jax.tasks import task_from_config
 
-        generator = make_generator(config)
+        generator: Any = make_generator(config)  # typed as if its functions were not compiled
         params = jax.jit(lambda: task_from_config(config).init(jax.random.key(0), batch))()
         condition = generator.condition(params, batch.peaks)
         arguments = (params, jax.random.key(1), condition, batch.crystals.atomic_numbers)

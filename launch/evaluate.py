@@ -7,7 +7,8 @@
 --data is a set written by launch.prepare. Patterns are simulated (Cu K-alpha, 5 to 90 degrees, or
 with --patterns=laboratory as an ordinary laboratory would measure them);
 composition and the number of atoms are given. Writes OUT/results.json and OUT/results.md; every
-attempt is kept in OUT, so that an interrupted run goes on where it was.
+attempt is kept in OUT, so that an interrupted run goes on where it was. With --figures the paper's
+figures of the run are drawn into OUT/figures.
 """
 
 from absl import flags
@@ -34,6 +35,7 @@ if __name__ == "__main__":
         "patterns", "clean", ["clean", "laboratory"],
         "simulated without faults, or with the noise, shifts, texture, ... of a laboratory",
     )  # fmt: skip
+    flags.DEFINE_bool("figures", False, "draw OUT/figures: PNG, and JSON with the numbers")
     flags.DEFINE_integer("workers", 2, "processes that compare structures")
 
 
@@ -65,6 +67,7 @@ def main() -> None:
         fit_ranker=FLAGS.fit_ranker,
         workers=FLAGS.workers,
         patterns=FLAGS.patterns,
+        figures=FLAGS.figures,
     )
     packed = load_set(FLAGS.data, solver.max_atoms)
     print(report_card.report(solver, packed, FLAGS.data, options, FLAGS.out))

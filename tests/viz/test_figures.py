@@ -9,7 +9,7 @@ from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.evaluation.calibration import reliability_curve
 from xtalnet_jax.evaluation.generation import Attempt, match_at_k
 from xtalnet_jax.pxrd.pattern import Pattern
-from xtalnet_jax.viz import curves, patterns, retrieval, structures
+from xtalnet_jax.viz import cases, curves, patterns, retrieval, structures
 
 X = np.linspace(10, 80, 701)
 PEAKS = np.array([20.0, 33.0, 47.0])
@@ -124,6 +124,31 @@ def test_panel_names_rank_score_and_the_truth(tmp_path):
         retrieval.plot_retrieval(pattern(), [])
 
 
+def test_panel_shows_crystals_where_it_has_them(tmp_path):
+    hit = retrieval.Hit("KCl", pattern(), 0.5, True, PEROVSKITE)
+    figure = retrieval.plot_retrieval(pattern(), [hit], truth=PEROVSKITE)
+    assert [len(axes.patches) for axes in figure.axes] == [0, 0, 2 * 21, 2 * 21]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["O", "Ca", "Ti"]
+    assert "1.54184" in figure.axes[1].get_xlabel()
+    assert is_drawn(figure, tmp_path)
+
+
+def test_cases_stand_side_by_side(tmp_path):
+    rows = [
+        cases.Case(name, PEROVSKITE, PEROVSKITE, 0.1234, pattern(), pattern(0.1))
+        for name in ("first", "second")
+    ]
+    figure = cases.plot_cases(rows, "title")
+    truth, candidate, profile = figure.axes[:3]
+    assert len(truth.patches) == len(candidate.patches) == 2 * 21
+    assert "first" in profile.get_title(loc="right")
+    assert "0.1234" in profile.get_title(loc="right")
+    np.testing.assert_allclose(profile.lines[0].get_ydata(), patterns.normalised(pattern(0.1)))
+    assert is_drawn(figure, tmp_path)
+    with pytest.raises(ValueError, match="no cases"):
+        cases.plot_cases([])
+
+
 # --- curves --------------------------------------------------------------------------------------
 
 
@@ -182,6 +207,20 @@ def test_match_rate_and_reliability(tmp_path):
     assert is_drawn(figure, tmp_path)
 
 
+def test_breakdown_has_a_bar_and_an_interval_for_each_kind(tmp_path):
+    attempts = [Attempt(i, 0, 1.0, 0.1 if i in "ab" else None) for i in "abcd"]
+    results = {"1-4": match_at_k(attempts, (1,))[0], "5-8": match_at_k(attempts[:2], (1,))[0]}
+    (axes,) = curves.plot_breakdown(results, "atoms").axes
+    assert [bar.get_height() for bar in axes.patches] == [50.0, 100.0]
+    assert [text.get_text() for text in axes.texts] == ["n = 4", "n = 2"]
+    (intervals,) = (c.get_segments() for c in axes.collections)
+    for found, segment in zip(results.values(), intervals):
+        np.testing.assert_allclose(segment[:, 1], 100 * np.array(found.match_rate[1:]))
+    assert is_drawn(axes.figure, tmp_path)
+    with pytest.raises(ValueError, match="no kinds"):
+        curves.plot_breakdown({})
+
+
 # --- structures ----------------------------------------------------------------------------------
 
 
@@ -226,7 +265,8 @@ def test_crystals_are_drawn(tmp_path):
 
 def test_import_is_light_and_pyplot_is_never_used():
     code = (
-        "import sys; from xtalnet_jax.viz import patterns, retrieval, curves, structures, style;"
+        "import sys; from xtalnet_jax.viz import cases, curves, patterns, retrieval, structures;"
+        "from xtalnet_jax.viz import style;"
         "assert not {'matplotlib', 'pymatgen'} & set(sys.modules); style.new_figure();"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

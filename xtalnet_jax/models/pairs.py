@@ -109,9 +109,11 @@ def separation(
     Raises:
         ValueError: radial functions are wanted and there is no metric to take distances with.
     """
-    if num_radial and metric is None:
-        raise ValueError("num_radial > 0 needs the metric tensor of each crystal (metric=...)")
-    distance = nearest_distance(difference, metric) if num_radial else None
+    distance = None
+    if num_radial:
+        if metric is None:
+            raise ValueError("num_radial > 0 needs the metric tensor of each crystal (metric=...)")
+        distance = nearest_distance(difference, metric)
     apart = Separation(difference, distance)
     return jax.lax.stop_gradient(apart) if detach else apart
 

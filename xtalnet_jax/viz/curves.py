@@ -181,7 +181,7 @@ def plot_reliability(curve: ReliabilityCurve, title: str | None = None) -> Any:
     upper.set_ylim(-0.02, 1.02)
     upper.set_xlim(-0.02, 1.02)
     upper.set_ylabel("fraction right")
-    upper.legend(frameon=False, fontsize=8, loc="upper left")
+    upper.legend(frameon=False, fontsize=8, loc="lower right")
     lower.bar(curve.confidence, curve.n_items, width=0.04, color=SERIES[0], alpha=0.6)
     lower.set_ylabel("answers", color=INK)
     lower.set_xlabel("confidence")

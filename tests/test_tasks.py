@@ -23,6 +23,9 @@ VARIANTS = {
     "cpcp_hmof100": ("", "smoke"),
     "ccsg_hmof100": ("", "add", "unfrozen", "smoke"),
 }
+LARGE = {"cpcp_hmof400": ("", "smoke"), "ccsg_hmof400": ("", "add", "unfrozen", "smoke")}
+"""Recipes that change nothing but sizes: their losses are those of the recipes above."""
+RECIPES = VARIANTS | LARGE
 
 
 def module(name: str) -> Any:
@@ -50,7 +53,7 @@ def padded(example: Example, more: int = 3) -> Example:
 # Recipes ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "arg"), [(n, a) for n, args in VARIANTS.items() for a in args])
+@pytest.mark.parametrize(("name", "arg"), [(n, a) for n, args in RECIPES.items() for a in args])
 def test_every_recipe_builds_a_task(name, arg):
     config = module(name).get_config(arg)
     config = tasks.with_statistics(config, np.tile(np.eye(3) * 4, (2, 1, 1)), np.array([2, 3]))
@@ -61,10 +64,18 @@ def test_every_recipe_builds_a_task(name, arg):
     complete_config(config.train)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_unknown_variant_is_refused(name):
     with pytest.raises(ValueError, match="unknown variant 'tiny'"):
         module(name).get_config("tiny")
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_recipes_for_large_cells_take_pairs_in_blocks(name):
+    config = module(name).get_config("")
+    assert config.model.network.chunk * max(config.data.num_atoms_buckets) < 10_000
+    assert max(config.data.num_atoms_buckets) == 400
+    assert module(name).get_config("smoke").model.network.chunk == 1
 
 
 def test_unknown_task_is_refused():

@@ -96,3 +96,17 @@ def test_without_a_match_there_are_no_cases(tiny_solver, record, tmp_path):
     records = [r._replace(rmse=dict.fromkeys(TOLERANCES)) for r in record.records]
     paths = figures.write_figures(tmp_path, tiny_solver, record._replace(records=records))
     assert "cases" not in {path.stem for path in paths}
+
+
+@pytest.mark.slow
+def test_an_evaluation_draws_them(tiny_solver, tmp_path):
+    packed = load_set("textbook", tiny_solver.max_atoms)
+    options = report_card.Options(
+        num_items=2, num_candidates=2, pool=4, profile=False, refine=False, shuffled=False,
+        workers=1, figures=True,
+    )  # fmt: skip
+    report_card.report(tiny_solver, packed, "textbook", options, tmp_path)
+    assert {"similarity.png", "similarity.json"} <= {
+        p.name for p in (tmp_path / "figures").iterdir()
+    }
+    assert data(tmp_path / "figures", "retrieval")["num_crystals"] == 4

@@ -457,7 +457,8 @@ def _result(
     return Refined(
         crystal=v.crystal,
         rwp=float(fitted.rwp[k]),
-        rwp_net=float(fitted.rwp[k]) * _background_factor(observed, fitted.linear[k, 1:]),
+        rwp_net=float(fitted.rwp[k])
+        * _background_factor(observed, np.asarray(fitted.linear[k, 1:])),
         cosine=cosine,
         zero_shift=float(x[ZERO]),
         fwhm=float(np.exp(x[LOG_FWHM])),

@@ -133,8 +133,8 @@ def _fitted_operations(crystal: Crystal) -> list[_Fitted]:
     out = []
     for w in rotations:
         turned = x @ w.T
-        tries = [_fit_translation(crystal, turned, x[j] - turned[rare[0]]) for j in rare]
-        tries = [t for t in tries if t is not None]
+        each = (_fit_translation(crystal, turned, x[j] - turned[rare[0]]) for j in rare)
+        tries = [t for t in each if t is not None]
         if tries:
             shift, permutation, rms = min(tries, key=lambda t: t[2])
             out.append((w, shift, permutation, rms))

@@ -31,6 +31,7 @@ if __name__ == "__main__":
     flags.DEFINE_bool("profile", True, "compare candidates with the profile; --noprofile is fast")
     flags.DEFINE_bool("shuffled", True, "also run the control with permuted patterns")
     flags.DEFINE_bool("fit_ranker", False, "fit the ranker to these items: OUT/ranker.json")
+    flags.DEFINE_list("fit_with", [], "OUT folders of earlier runs to fit the ranker to as well")
     flags.DEFINE_enum(
         "patterns", "clean", ["clean", "laboratory"],
         "simulated without faults, or with the noise, shifts, texture, ... of a laboratory",
@@ -65,6 +66,7 @@ def main() -> None:
         profile=FLAGS.profile,
         shuffled=FLAGS.shuffled,
         fit_ranker=FLAGS.fit_ranker,
+        fit_with=tuple(FLAGS.fit_with),
         workers=FLAGS.workers,
         patterns=FLAGS.patterns,
         figures=FLAGS.figures,

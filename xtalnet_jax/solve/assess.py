@@ -18,7 +18,7 @@ import numpy as np
 
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.evaluation.generation import Attempt, attempts_from_records
-from xtalnet_jax.evaluation.matching import MatchPair, match_many
+from xtalnet_jax.evaluation.matching import MatchPair, load_match_records, match_many
 from xtalnet_jax.pxrd.kalpha import single_wavelength
 from xtalnet_jax.pxrd.pattern import Pattern
 from xtalnet_jax.solve import ranking
@@ -179,6 +179,23 @@ def matched_flags(
     """[all candidates] bool, in the order of ``np.concatenate([a.features for a in assessed])``."""
     found = {(r.item, r.candidate): r.rmse[tolerance] is not None for r in records}
     return np.array([found[a.id, k] for a in assessed for k in range(len(a.candidates))])
+
+
+def recorded(folder: str | Path, kind: str, tolerance: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features [n, num_features] and matches [n] that an earlier run left in its folder.
+
+    Raises:
+        ValueError: there are none.
+    """
+    folder = Path(folder)
+    found = _read(folder / f"{kind}.jsonl", {})
+    records = load_match_records(folder / f"{kind}_matches.jsonl") if found else []
+    known = {(r.item, r.candidate) for r in records}
+    assessed = [a for a in found.values() if (a.id, 0) in known]
+    if not assessed:
+        raise ValueError(f"{folder} holds no record of {kind} candidates and their matches")
+    features = np.concatenate([a.features for a in assessed])
+    return features, matched_flags(assessed, records, tolerance)
 
 
 def _to_json(found: Assessed) -> dict[str, Any]:

@@ -29,6 +29,9 @@ FEATURES = (
 )
 """Names and order of the ranker's inputs, see `feature_matrix`."""
 
+SIGNS = {"log_misfit": -1, "log_rwp_net": -1, "similarity": 1, "votes": 1}
+"""Directions that are known: a better fit or more votes never make a structure less likely."""
+
 
 class Ranker(NamedTuple):
     """Logistic regression on standardised features."""
@@ -127,6 +130,8 @@ def save_rankers(path: str | Path, rankers: Mapping[str, Ranker]) -> None:
 def fit_ranker(features: np.ndarray, matched: np.ndarray, penalty: float = 1.0) -> Ranker:
     """Fit by maximum likelihood with a ridge penalty on the standardised coefficients.
 
+    Coefficients keep the `SIGNS` that are known, which few data may contradict by chance.
+
     Args:
         features: [n, num_features] of validation candidates (see `feature_matrix`).
         matched: [n] bool, whether each candidate matched the true structure.
@@ -150,5 +155,8 @@ def fit_ranker(features: np.ndarray, matched: np.ndarray, penalty: float = 1.0) 
         error = expit(logit) - y
         return value, np.concatenate([[error.sum()], z.T @ error + penalty * theta[1:]])
 
-    theta = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x
+    span = {-1: (None, 0.0), 0: (None, None), 1: (0.0, None)}
+    bounds = [span[0], *(span[SIGNS.get(name, 0)] for name in FEATURES)]
+    start = np.zeros(x.shape[1] + 1)
+    theta = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
     return Ranker(mean, scale, theta[1:], float(theta[0]))

@@ -42,6 +42,7 @@ class Options(NamedTuple):
     profile: bool = True
     shuffled: bool = True
     fit_ranker: bool = False
+    fit_with: tuple[str, ...] = ()  # folders of earlier runs that the ranker is fitted to as well
     workers: int = 2
     patterns: str = "clean"  # or "laboratory"
     figures: bool = False
@@ -145,10 +146,10 @@ def _assessed(
 def _with_ranker_fitted(
     solver: Solver, groups: list[_Group], options: Options, out: Path
 ) -> Solver:
-    """Fit to all groups: shuffled patterns teach the ranker what a wrong formula looks like."""
-    features = np.concatenate([group.features for group in groups])
-    matched = np.concatenate([group.matched for group in groups])
-    fitted = ranking.fit_ranker(features, matched)
+    """Fit to all groups and earlier runs; shuffled patterns show what a wrong formula is like."""
+    data = [(group.features, group.matched) for group in groups]
+    data += [assess.recorded(run, _kind(options), RANKED_BY) for run in options.fit_with]
+    fitted = ranking.fit_ranker(*(np.concatenate(part) for part in zip(*data)))
     solver = solver._replace(rankers={**solver.rankers, _kind(options): fitted})
     ranking.save_rankers(out / "ranker.json", solver.rankers)
     return solver

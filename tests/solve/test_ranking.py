@@ -9,7 +9,7 @@ from scipy.special import expit
 from xtalnet_jax.solve import ranking
 
 NUM = len(ranking.FEATURES)
-TRUE = np.array([-2.0, 0.5, 1.0, 0.0, 3.0, -0.7, 0.2, -1.0])
+TRUE = np.array([-2.0, -0.5, 1.0, 0.0, 3.0, -0.7, 0.2, -1.0])
 
 
 def data(n: int = 20000) -> tuple[np.ndarray, np.ndarray]:
@@ -43,9 +43,15 @@ def test_confidence_is_calibrated_in_every_fifth():
 def test_constant_feature_and_separable_data_stay_finite():
     features = np.zeros((40, NUM))
     features[:, 0] = np.arange(40)
-    fitted = ranking.fit_ranker(features, features[:, 0] > 20)
+    fitted = ranking.fit_ranker(features, features[:, 0] < 20)
     assert np.isfinite(fitted.coefficients).all()
-    assert fitted.confidence(features)[-1] > 0.9 > 0.1 > fitted.confidence(features)[0]
+    assert fitted.confidence(features)[0] > 0.9 > 0.1 > fitted.confidence(features)[-1]
+
+
+def test_a_worse_fit_never_counts_in_favour():
+    features, _ = data(500)
+    fitted = ranking.fit_ranker(features, features[:, 1] > 1)  # larger R_wp, more matches
+    assert fitted.coefficients[ranking.FEATURES.index("log_rwp_net")] == 0
 
 
 @pytest.mark.parametrize("matched", [np.zeros(5, bool), np.ones(5, bool)])

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float
 
 from xtalnet_jax.models import transformer
 from xtalnet_jax.models.embeddings import fan_in_uniform
-from xtalnet_jax.models.pairs import pair_features
+from xtalnet_jax.models.pairs import pair_features, separation
 from xtalnet_jax.models.transformer import CrossAttention, attend, layer_norm
 
 _EXACT = jax.lax.Precision.HIGHEST
@@ -68,7 +68,8 @@ class PairEmbedding(nn.Module):
         difference = frac_coords[:, None] - frac_coords[:, :, None]
         if metric is not None:
             metric = jnp.broadcast_to(metric[:, None, None], (*difference.shape, 3))
-        features = pair_features(difference, metric, self.num_freqs, self.num_radial)
+        apart = separation(difference, metric, self.num_radial, detach=False)
+        features = pair_features(apart, self.num_freqs, self.num_radial)
         x = layer_norm("atom_norm")(h)
         receiver, sender = jnp.split(_dense(2 * self.width, "atoms", self.dtype)(x), 2, -1)
         by_cell = nn.Dense(self.width, kernel_init=fan_in_uniform(), name="cell")(cell)

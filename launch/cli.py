@@ -27,6 +27,7 @@ def run(main: Callable[[], int | None]) -> None:
             raise ValueError(f"unexpected argument {rest[0]!r}; options are written --name=value")
     except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
         fail(f"{_sentence(error)} (see --help)")
+    os.environ.setdefault("SPGLIB_WARNING", "OFF")  # of tolerances without result
     _use_huge_pages()
     try:
         sys.exit(main() or 0)

@@ -125,6 +125,17 @@ def test_zero_shift_and_displacement_do_not_spoil_the_cell():
     np.testing.assert_allclose(true_angle(50.0, known), true_angle(50.0, found.shift), atol=0.01)
 
 
+def test_a_long_range_does_not_favour_small_cells():
+    """Short wavelengths see more reflections than are listed; peaks beyond these must not count."""
+    crystal = standardise(textbook_crystals()["fluorite"])
+    lines = lines_of([crystal], inv_d_max=1.7, num_lines=64, inv_d_min=0.1)
+    mask = lines.strength > 1e-3
+    span = np.array([[0.1, 1.7]], np.float32)
+    peaks = PeakBatch(lines.inv_d * mask, lines.strength * mask, mask, span)
+    found = index_cells([crystal.lattice * 0.96], peaks, 0.8)[0]
+    np.testing.assert_allclose(parameters(found.lattice), parameters(crystal.lattice), rtol=1e-3)
+
+
 def test_the_search_climbs():
     """Each update of expectation-maximisation must not lower the likelihood at a fixed width."""
     rutile = standardise(textbook_crystals()["rutile"])

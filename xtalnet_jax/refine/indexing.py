@@ -172,15 +172,13 @@ def index_cells(
 
     cells, num_free = _starts(np.random.default_rng(seed), guesses, volume, settings)
     cost = settings.price * num_free  # a symmetric start stays symmetric in the fit
-    num_peaks, num_hkl = settings.num_coarse
-    observed = observed_positions(peaks, wavelength, settings.precision, num_peaks)
+    observed, num_hkl = _observed(peaks, wavelength, settings, settings.num_coarse, volume)
     last = settings.coarse[-1]
     cells, _, score = _run(cells, observed, settings, settings.coarse, num_hkl, 1.15, last)
     best = np.argsort(surprise(cells) + cost - score, kind="stable")[: settings.num_selected]
     cells, cost = cells[best], cost[best]
 
-    num_peaks, num_hkl = settings.num_fine
-    observed = observed_positions(peaks, wavelength, settings.precision, num_peaks)
+    observed, num_hkl = _observed(peaks, wavelength, settings, settings.num_fine, volume)
     cells, shift, score = _run(cells, observed, settings, settings.fine, num_hkl, 1.1)
     score = score - surprise(cells) - cost
     best = np.argsort(-score, kind="stable")[: settings.num_kept]
@@ -191,10 +189,28 @@ def index_cells(
     )
 
 
+def _observed(
+    peaks: PeakBatch,
+    wavelength: float,
+    settings: IndexSettings,
+    nums: tuple[int, int],
+    volume: float,
+) -> tuple[Observed, int]:
+    """Lowest peaks of a round and how many reflections are listed to explain them.
+
+    Peaks beyond the last listed reflection of a cell of this volume cannot be explained: those of
+    half a sphere number 2/3 pi inv_d^3 times the volume, here with room for larger cells.
+    """
+    num_peaks, num_hkl = nums
+    inv_d_max = (num_hkl / (1.25 * 2 / 3 * np.pi * volume)) ** (1 / 3)
+    return observed_positions(peaks, wavelength, settings.precision, num_peaks, inv_d_max), num_hkl
+
+
 def shift_in(lattice: np.ndarray, peaks: PeakBatch, wavelength: float) -> np.ndarray:
     """Zero shift and displacement [2] in degrees of a pattern whose cell is known."""
-    observed = observed_positions(peaks, wavelength, DEFAULT.precision, DEFAULT.num_fine[0])
     known = Cell(np.asarray(lattice, float), 0.0, np.zeros(2))
+    volume = abs(float(np.linalg.det(known.lattice)))
+    observed, _ = _observed(peaks, wavelength, DEFAULT, DEFAULT.num_fine, volume)
     return _polished([known], observed, DEFAULT)[0].shift
 
 

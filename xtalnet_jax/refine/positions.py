@@ -17,6 +17,9 @@ from jaxtyping import Array, Float
 
 from xtalnet_jax.pxrd.pattern import PeakBatch
 
+_FEWEST = 8
+"""Peaks that are kept whatever the limit."""
+
 
 class Precision(NamedTuple):
     """How well peaks can be trusted."""
@@ -82,12 +85,17 @@ def log_likelihood(
 
 
 def observed_positions(
-    peaks: PeakBatch, wavelength: float, precision: Precision, num_peaks: int
+    peaks: PeakBatch,
+    wavelength: float,
+    precision: Precision,
+    num_peaks: int,
+    inv_d_max: float = np.inf,
 ) -> Observed:
-    """List the lowest peaks of the single pattern in ``peaks`` (1/d form)."""
+    """List the lowest peaks, below ``inv_d_max``, of the single pattern in ``peaks`` (1/d form)."""
     mask = np.asarray(peaks.mask)[0]
     inv_d = np.asarray(peaks.position, float)[0][mask]
     inv_d, n = np.sort(inv_d)[:num_peaks], num_peaks
+    inv_d = inv_d[: max(_FEWEST, int((inv_d < inv_d_max).sum()))]
     q, sigma, weight, lean = np.ones(n), np.ones(n), np.zeros(n), np.zeros((n, 2))
     q[: len(inv_d)] = inv_d**2
     cos = np.sqrt(np.clip(1 - (inv_d * wavelength / 2) ** 2, 0.05, 1))

@@ -89,11 +89,12 @@ def collect(x: Float[Array, "n_graph n_offset n_node ..."], first: int | jax.Arr
     """Transpose of `spread`: ``out[:, (i + first + r) mod n] = sum_r x[:, r, i]``."""
     n_graph, num, n = x.shape[:3]
     size = num * (n + 1)
-    total = -(-size // n) * n
+    lead = first if isinstance(first, int) else 0  # a shift that is known costs no roll
+    total = -(-(size + lead) // n) * n
     rest = ((0, 0),) * (x.ndim - 3)
     rows = jnp.pad(x, ((0, 0), (0, 0), (0, 1), *rest)).reshape(n_graph, size, *x.shape[3:])
-    rows = jnp.pad(rows, ((0, 0), (0, total - size), *rest))
-    return jnp.roll(rows.reshape(n_graph, total // n, n, *x.shape[3:]).sum(1), first, 1)
+    rows = jnp.pad(rows, ((0, 0), (lead, total - size - lead), *rest))
+    return jnp.roll(rows.reshape(n_graph, total // n, n, *x.shape[3:]).sum(1), first - lead, 1)
 
 
 def separation(
@@ -236,7 +237,9 @@ def mean_messages(
     # cos 0 = 1 and sin 0 = 0 on the pair of an atom with itself
     alone = to_cos.sum(0) + pairs.radial_self @ to_radial
 
-    def messages(block: PairBlock, start: int | jax.Array, num_back: int) -> jax.Array:
+    def messages(
+        total: jax.Array, block: PairBlock, start: int | jax.Array, num_back: int
+    ) -> jax.Array:
         """Sum over a block from offset ``start``; of its offsets the first have a way back."""
         apart, num = block.apart, block.mask.shape[1]
         if isinstance(apart, Separation):
@@ -249,7 +252,7 @@ def mean_messages(
         # The largest term comes last, so that each pair has a rounding error of its own: one that
         # all pairs of an atom share does not average out (20 times the error of a 20-step sample).
         pre = receiver[:, None] + spread(sender, start, num) + even + odd + per_graph[:, None]
-        total = (rest(pre).astype(h.dtype) * mask).sum(1)
+        total = total + (rest(pre).astype(h.dtype) * mask).sum(1)
         if num_back:
             pre = spread(receiver, start, num_back) + sender[:, None] + (even - odd)[:, :num_back]
             pre = pre + per_graph[:, None]
@@ -265,14 +268,14 @@ def mean_messages(
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def add(total: jax.Array, numbered: tuple[jax.Array, PairBlock]) -> tuple[jax.Array, None]:
             number, block = numbered
-            return total + messages(block, 1 + chunk * number, chunk), None
+            return messages(total, block, 1 + chunk * number, chunk), None
 
         total, _ = jax.lax.scan(add, total, (jnp.arange(n_block), pairs.blocks))
         start += n_block * chunk
     if pairs.rest.mask.shape[1]:
         kept = isinstance(pairs.rest.apart, Features)
-        last = messages if kept else jax.checkpoint(messages, static_argnums=(1, 2))
-        total = total + last(pairs.rest, start, (n - 1) // 2 - start + 1)
+        last = messages if kept else jax.checkpoint(messages, static_argnums=(2, 3))
+        total = last(total, pairs.rest, start, (n - 1) // 2 - start + 1)
     return total / pairs.n_atoms[:, None, None].astype(h.dtype)
 
 

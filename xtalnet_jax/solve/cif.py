@@ -92,7 +92,7 @@ def with_esd(value: float, esd: float | None) -> str:
     if esd is None or not np.isfinite(esd) or not 0 < esd < 1e3:
         return f"{value:.6g}"
     digits = max(0, -int(np.floor(np.log10(esd))))
-    if round(esd * 10**digits) < 2:  # one more digit, so that rounding loses less than a quarter
+    if esd * 10**digits < 1.95:  # up to 19: one more digit, so that rounding loses little
         digits += 1
     return f"{value:.{digits}f}({max(round(esd * 10**digits), 1)})"
 

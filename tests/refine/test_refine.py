@@ -8,7 +8,9 @@ from xtalnet_jax.data.fixtures import textbook_crystals
 from xtalnet_jax.pxrd.instrument import Instrument
 from xtalnet_jax.pxrd.pattern import Pattern
 from xtalnet_jax.pxrd.simulate import simulate_pattern
-from xtalnet_jax.refine.refine import RefineSettings, compare, displacement, refine
+from xtalnet_jax.refine.refine import compare, refine
+from xtalnet_jax.refine.settings import RefineSettings
+from xtalnet_jax.refine.variants import displacement
 
 INSTRUMENT = Instrument(w=0.01, u=0.0, x=0.0, y=0.0, eta=0.4)
 SETTINGS = RefineSettings(chunk=3)

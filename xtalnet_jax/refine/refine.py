@@ -22,43 +22,17 @@ from xtalnet_jax.crystals import lattice as lattice_math
 from xtalnet_jax.crystals.crystal import Crystal, CrystalBatch, unstack_crystals
 from xtalnet_jax.pxrd.pattern import Pattern
 from xtalnet_jax.pxrd.scattering import check_tabulated
-from xtalnet_jax.refine import model, objective, prepare, stages, symmetry
+from xtalnet_jax.refine import model, objective, prepare, stages
+from xtalnet_jax.refine.settings import DEFAULT, RefineSettings
 from xtalnet_jax.refine.stages import B_ISO, CELL, COORD, ETA, FWHM_TAN, LOG_FWHM, ZERO, Strengths
-
-
-class RefineSettings(NamedTuple):
-    """How to refine; the defaults were tuned on perturbed validation crystals.
-
-    Restraints are costs in the units of the misfits, 1 - cos^2 and R_wp^2.
-    """
-
-    first_widths: tuple[float, ...] = (4.0, 2.6, 1.7, 1.1, 0.75, 0.5)  # degrees
-    second_widths: tuple[float, ...] = (0.9, 0.7, 0.55, 0.45, 0.38, 0.33)
-    steps: int = 4  # evaluations per width
-    bins: int = 512  # points of the grid of both rounds
-    equal_misfits: float = 0.0  # relative; candidates so alike, with one cell and symmetry, count
-    # as one structure, and the first is fitted to the profile for all of them
-    profile_steps: int = 12
-    num_background: int = 6  # Chebyshev terms of the profile refinement
-    floor: float = 0.02  # under the square root, in units of the mean intensity
-    symmetry_misfits: tuple[float, ...] = (0.1, 0.2, 0.35, 0.5, 0.7)  # angstrom; () for none
-    max_variants: int = 3  # symmetrised copies per candidate
-    symmetry_scale: float = 0.15  # angstrom of displacement that cost a factor e of the order
-    price: float = 0.1  # factor on the misfit per free coordinate, as 1 + price * number
-    misfit_floor: float = 1e-3  # misfits below are as good as 0
-    contact: float = 0.7  # shortest distance allowed, in sums of atomic radii
-    contact_cost: float = 0.02  # per square angstrom too short
-    cell_cost: float = 0.02  # per squared strain
-    coord_cost: float = 2e-3  # per square angstrom and atom
-    zero_cost: float = 0.02  # per square degree
-    step_cell: float = 0.02
-    step_coord: float = 0.15  # angstrom
-    chunk: int | None = None  # candidates per compiled call; None: by device
-
-
-DEFAULT = RefineSettings()
-MANY = DEFAULT._replace(equal_misfits=3e-3)
-"""For many candidates of one pattern, of which some become the same."""
+from xtalnet_jax.refine.variants import (
+    Variant,
+    displacement,
+    first_of_equals,
+    free_variant,
+    price,
+    symmetric_copies,
+)
 
 FIRST_MARGIN, SECOND_MARGIN, LAST_MARGIN = 1.1, 1.04, 1.02
 """Reflections are listed up to this factor beyond the last 1/d, because cells may grow."""
@@ -88,17 +62,6 @@ class Refined(NamedTuple):
     trajectory: np.ndarray  # [n_step] cost during the profile refinement
 
 
-class _Variant(NamedTuple):
-    """A candidate under way."""
-
-    source: int
-    crystal: Crystal
-    operations: symmetry.Operations
-    freedom: symmetry.Freedom
-    zero: float = 0.0
-    misfit: float = np.inf
-
-
 def refine(
     crystals: Sequence[Crystal] | CrystalBatch,
     pattern: Pattern,
@@ -122,19 +85,19 @@ def refine(
     observed = prepare.observe(pattern, settings.num_background)
     if not crystals:
         return []
-    variants = [_free_variant(i, c) for i, c in enumerate(crystals)]
+    variants = [free_variant(i, c) for i, c in enumerate(crystals)]
     variants = _annealed(variants, observed, settings, settings.first_widths, FIRST_MARGIN, 0)
     best, own = variants, [v._replace(misfit=np.inf) for v in variants]
     for extra in (own, []):
         # The second time, moved atoms may show a symmetry that was hidden before.
-        copies = [c for v in best for c in _symmetric_copies(v, settings)] + extra
+        copies = [c for v in best for c in symmetric_copies(v, settings)] + extra
         copies = _annealed(copies, observed, settings, settings.second_widths, SECOND_MARGIN, 1)
         pool = copies if extra else [*best, *copies]
         best = [
-            min((v for v in pool if v.source == i), key=partial(_price, settings=settings))
+            min((v for v in pool if v.source == i), key=partial(price, settings=settings))
             for i in range(len(crystals))
         ]
-    first = _first_of_equals(best, settings.equal_misfits)
+    first = first_of_equals(best, settings.equal_misfits)
     kept = sorted(set(first))
     fits = _profile_fits([best[i] for i in kept], observed, settings, free=True)
     fitted = dict(zip(kept, fits))
@@ -157,15 +120,8 @@ def compare(
     """
     crystals = _checked(crystals)
     observed = prepare.observe(pattern, settings.num_background)
-    variants = [_free_variant(i, c) for i, c in enumerate(crystals)]
+    variants = [free_variant(i, c) for i, c in enumerate(crystals)]
     return _profile_fits(variants, observed, settings, free=False)
-
-
-def displacement(before: Crystal, after: Crystal) -> float:
-    """Root mean square move of the atoms, angstrom, a common shift taken off."""
-    move = np.asarray(after.frac_coords, float) - np.asarray(before.frac_coords, float)
-    move = (move - np.round(move)) @ np.asarray(after.lattice, float)
-    return float(np.sqrt(((move - move.mean(0)) ** 2).sum(-1).mean()))
 
 
 def _checked(crystals: Sequence[Crystal] | CrystalBatch) -> list[Crystal]:
@@ -190,55 +146,6 @@ def _checked(crystals: Sequence[Crystal] | CrystalBatch) -> list[Crystal]:
     return list(crystals)
 
 
-# Variants -----------------------------------------------------------------------------------------
-
-
-def _free_variant(i: int, crystal: Crystal) -> _Variant:
-    operations = symmetry.identity_operations(crystal)
-    return _Variant(i, crystal, operations, symmetry.freedom(crystal, operations))
-
-
-def _symmetric_copies(variant: _Variant, settings: RefineSettings) -> list[_Variant]:
-    """Copies on symmetries that are nearly there: of high order, moving the atoms little."""
-    found = symmetry.nearest_symmetries(variant.crystal, settings.symmetry_misfits)
-    order = len(variant.operations.rotations)
-    found = [(c, o) for c, o in found if len(o.rotations) > order]
-
-    def promise(pair: tuple[Crystal, symmetry.Operations]) -> float:
-        moved = displacement(variant.crystal, pair[0])
-        return np.log(len(pair[1].rotations)) - moved / settings.symmetry_scale
-
-    found.sort(key=promise, reverse=True)
-    return [
-        variant._replace(crystal=c, operations=o, freedom=symmetry.freedom(c, o))
-        for c, o in found[: settings.max_variants]
-    ]
-
-
-def _price(variant: _Variant, settings: RefineSettings) -> float:
-    num = variant.freedom.coord.shape[-1] + variant.freedom.cell.shape[-1]
-    return (variant.misfit + settings.misfit_floor) * (1 + settings.price * num)
-
-
-def _first_of_equals(variants: list[_Variant], tolerance: float) -> list[int]:
-    """For each variant the first one that became the same structure, or itself."""
-    out: list[int] = []
-    for i, v in enumerate(variants):
-        out.append(next((k for k in sorted(set(out)) if _same(variants[k], v, tolerance)), i))
-    return out
-
-
-def _same(a: _Variant, b: _Variant, tolerance: float) -> bool:
-    """One symmetry, one cell (lengths to 0.1 %) and one misfit (to ``tolerance``)."""
-    lengths = [np.linalg.norm(v.crystal.lattice, axis=-1) for v in (a, b)]
-    return bool(
-        a.operations.number == b.operations.number
-        and a.freedom.coord.shape == b.freedom.coord.shape
-        and abs(a.misfit - b.misfit) < tolerance * b.misfit
-        and np.allclose(*lengths, rtol=1e-3)
-    )
-
-
 # Stages -------------------------------------------------------------------------------------------
 
 
@@ -248,7 +155,7 @@ def _strengths(s: RefineSettings) -> Strengths:
 
 
 def _chunks(
-    variants: list[_Variant],
+    variants: list[Variant],
     observed: prepare.Observed,
     settings: RefineSettings,
     margin: float,
@@ -281,13 +188,13 @@ def _chunk_size(work: int) -> int:
 
 
 def _annealed(
-    variants: list[_Variant],
+    variants: list[Variant],
     observed: prepare.Observed,
     settings: RefineSettings,
     widths: Sequence[float],
     margin: float,
     free_eta: int,
-) -> list[_Variant]:
+) -> list[Variant]:
     """Move variants through peaks of all widths; their Lorentzian share matters when narrow."""
     if not variants:
         return []
@@ -308,7 +215,7 @@ def _annealed(
     return out
 
 
-def _place(v: _Variant, moved: Any, k: int, zero: float, misfit: float) -> _Variant:
+def _place(v: Variant, moved: Any, k: int, zero: float, misfit: float) -> Variant:
     lattice, frac = moved
     n = len(v.crystal.atomic_numbers)
     crystal = Crystal(v.crystal.atomic_numbers, np.mod(frac[k, :n], 1.0), lattice[k])
@@ -331,7 +238,7 @@ def _moved(frame: model.Frame, x: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _profile_fits(
-    variants: list[_Variant], observed: prepare.Observed, settings: RefineSettings, free: bool
+    variants: list[Variant], observed: prepare.Observed, settings: RefineSettings, free: bool
 ) -> list[Refined]:
     if not variants:
         return []
@@ -434,7 +341,7 @@ def _background_factor(observed: prepare.Observed, coefficients: np.ndarray) -> 
 
 
 def _result(
-    v: _Variant,
+    v: Variant,
     fitted: stages.Fitted,
     k: int,
     curve: np.ndarray,

@@ -257,8 +257,9 @@ class Solver(NamedTuple):
         refine: bool,
     ) -> Fit:
         """Compare candidates with the pattern, after refining them if wanted."""
-        from xtalnet_jax.refine.refine import MANY, compare
+        from xtalnet_jax.refine.refine import compare
         from xtalnet_jax.refine.refine import refine as refine_crystals
+        from xtalnet_jax.refine.settings import MANY
 
         compare_or_refine = refine_crystals if refine else compare
         results = compare_or_refine(crystals, pattern, MANY) if crystals else []

@@ -1,15 +1,16 @@
 """Search the coordinates of crystals whose cell is known: annealing in direct space.
 
-With the cell, the positions of all lines and the shape of every reflection on the angle grid are
-fixed, so a profile is one matrix product and thousands of coordinate sets are tried in the time of
-one profile refinement. Gradient steps (Adam) on the misfit of square-root profiles and on contacts
-that are too short, with Gaussian noise that is cooled to nothing (compare simulated annealing:
-David, Shankland and Shankland, Chemical Communications 931, 1998).
+With the cell, the angles of all lines are fixed and a profile is two small matrix products, so many
+thousand arrangements are tried in the time of one profile refinement. Atoms move on their Wyckoff
+positions (in P1 on their own) by gradient steps (Adam) on the misfit of square-root profiles and on
+contacts that are too short, with Gaussian noise that is cooled to nothing (compare simulated
+annealing: David, Shankland and Shankland, Chemical Communications 931, 1998).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,145 +18,222 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xtalnet_jax.crystals.crystal import Crystal
-from xtalnet_jax.pxrd.pattern import Pattern
-from xtalnet_jax.pxrd.scattering import form_factors, lorentz_polarisation
-from xtalnet_jax.refine import model, objective, prepare, stages, symmetry
+from xtalnet_jax.refine import known_cell
+from xtalnet_jax.refine.known_cell import KnownCell, Reflections
+from xtalnet_jax.refine.placement import Placement
+from xtalnet_jax.refine.prepare import NODE_SIZES
+
+CHUNK = 8
+"""Arrangements at once: what they need stays in a small cache."""
 
 
 class AnnealSettings(NamedTuple):
     """How to anneal."""
 
-    fwhm: float = 0.2  # degrees, added to the width of the peaks
-    bins: int = 640
-    floor: float = 0.02  # under the square root, in units of the mean intensity
-    steps: int = 300
     cooled: float = 0.7  # share of the steps with noise
-    noise: float = 0.03  # angstrom per step at the start
-    step: float = 0.1  # angstrom, size of a gradient step at the start
-    contact: float = 0.75  # shortest distance allowed, in sums of atomic radii
+    noise: float = 0.04  # angstrom per step at the start
+    step: float = 0.15  # angstrom, size of a gradient step at the start
     contact_cost: float = 0.05  # per square angstrom too short and atom
-    chunk: int = 20
 
 
 DEFAULT = AnnealSettings()
 
 
-class _Fixed(NamedTuple):
-    """What a known cell fixes; leading axis n_trial under `vmap`."""
+class Scene(NamedTuple):
+    """What is the same for all arrangements in a cell."""
 
-    amplitude: Any  # [n_species, n_hkl] form factors with the root of all other factors
-    shape: Any  # [n_bin, n_hkl] profile of a reflection of intensity 1
+    lattice: Any  # [3, 3]
+    root: Any  # [n_angle]
+    num_angles: Any  # []
+    floor: Any  # []
+    closest: Any  # [n_node, n_node]
+    num_atoms: Any  # []
+
+
+class Arrangements(NamedTuple):
+    """Atoms on the sites of one group, each with what it costs; leading axis n."""
+
+    placements: Placement
+    misfit: np.ndarray  # [n] 1 - cos^2
+    contact: np.ndarray  # [n] cost of distances that are too short
+
+
+def anneal(
+    key: jax.Array,
+    cell: KnownCell,
+    groups: Sequence[tuple[Reflections, Placement]],
+    num_steps: int,
+    heat: float,
+    settings: AnnealSettings = DEFAULT,
+) -> list[Arrangements]:
+    """Anneal the arrangements of several groups; each ends no worse than it started.
+
+    Args:
+        key: of the noise.
+        cell: with contents and pattern.
+        groups: reflections of each group and its arrangements, leading axis n.
+        num_steps: of the annealing, 0 to evaluate only.
+        heat: factor on the noise, 0 for descent only.
+        settings: see `AnnealSettings`.
+    """
+    scene = _scene(cell, groups[0][1].x.shape[1]) if groups else None
+    work, rows = [], []
+    for g, (reflections, placements) in enumerate(groups):
+        for start in range(0, len(placements.x), CHUNK):
+            own = np.arange(start, min(start + CHUNK, len(placements.x)))
+            chosen = np.resize(own, CHUNK)
+            work.append((len(work), reflections, Placement(*(v[chosen] for v in placements))))
+            rows.append((g, own))
+
+    def run(item: tuple[int, Reflections, Placement]) -> tuple[np.ndarray, ...]:
+        number, reflections, placements = item
+        found = _anneal(
+            jax.random.fold_in(key, number), scene, reflections, placements,
+            np.int32(num_steps), np.float32(heat), settings,
+        )  # fmt: skip
+        return tuple(np.asarray(v) for v in found)
+
+    out = [
+        Arrangements(p._replace(x=np.array(p.x)), np.zeros(len(p.x)), np.zeros(len(p.x)))
+        for _, p in groups
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        for (g, own), (x, misfit, contact) in zip(rows, pool.map(run, work)):
+            out[g].placements.x[own] = x[: len(own)]
+            out[g].misfit[own], out[g].contact[own] = misfit[: len(own)], contact[: len(own)]
+    return out
+
+
+def num_nodes_for(num_atoms: int) -> int:
+    """Number of atoms that placements are padded to."""
+    return next((n for n in NODE_SIZES if n >= num_atoms), NODE_SIZES[-1])
+
+
+def _scene(cell: KnownCell, num_nodes: int) -> Scene:
+    root, closest = known_cell.padded(cell, num_nodes)
+    lattice = cell.lattice.astype(np.float32)
+    counts = (np.float32(len(v)) for v in (cell.root, cell.atomic_numbers))
+    num_angles, num_atoms = counts
+    return Scene(lattice, root, num_angles, np.float32(cell.floor), closest, num_atoms)
+
+
+# Device -------------------------------------------------------------------------------------------
 
 
 @partial(jax.jit, static_argnames=("settings",))
 def _anneal(
     key: jax.Array,
-    trials: stages.Trials,
-    levels: stages.Levels,
-    wavelength: Any,
-    edges: Any,
+    scene: Scene,
+    reflections: Reflections,
+    placements: Placement,
+    num_steps: jax.Array,
+    heat: jax.Array,
     settings: AnnealSettings,
-) -> tuple[jax.Array, jax.Array]:
-    """Fractional coordinates [n_trial, n_node, 3] and misfits [n_trial]."""
-    num_noisy = settings.cooled * settings.steps
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """New ``x`` [n, n_node, 3], misfits and costs of contacts [n]."""
+    inverse = jnp.linalg.inv(scene.lattice)
+    keys = jax.random.split(key, len(placements.x))
 
-    def one(args: tuple[jax.Array, stages.Trials]) -> tuple[jax.Array, jax.Array]:
-        key, trial = args
-        frame, fixed = trial.frame, _fixed(trial.frame, levels, wavelength, edges)
-        real = frame.one_hot.sum(-1, keepdims=True)
-        inverse = jnp.linalg.inv(frame.lattice)
+    def one(key: jax.Array, start: Placement) -> tuple[jax.Array, jax.Array, jax.Array]:
+        one_hot = jax.nn.one_hot(start.site, len(start.x), dtype=start.x.dtype)
+        free = jnp.maximum(jnp.trace(start.project, axis1=1, axis2=2).sum() / 3, 1.0)
 
-        def misfit(frac: jax.Array) -> jax.Array:
-            cos, sin = model.phase_sums(frame, frac)
-            f_real, f_imag = (fixed.amplitude * cos).sum(0), (fixed.amplitude * sin).sum(0)
-            profile = fixed.shape @ (f_real**2 + f_imag**2)
-            root = objective.square_root(profile, jnp.ones_like(profile), levels.floor)[0]
-            return 1 - (root @ levels.profile[0]) ** 2 / (root @ root + 1e-20)
+        def cost(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            first = (one_hot[:, :, None] * x[None]).sum(1)
+            frac = (start.rotations * first[:, None, :]).sum(-1) + start.translations
+            misfit = _misfit(scene, reflections, frac)
+            contact = settings.contact_cost * _contacts(scene, frac)
+            return misfit + contact, (misfit, contact)
 
-        def cost(frac: jax.Array) -> jax.Array:
-            difference = frac[:, None] - frac[None]
-            near = (difference - jnp.round(difference)) @ frame.lattice
-            apart = (near**2).sum(-1) + jnp.eye(len(frac)) * 1e4
-            short = jnp.maximum(trial.closest - jnp.sqrt(apart + 1e-6), 0.0)
-            return misfit(frac) + settings.contact_cost * (short**2).sum() / trial.num_atoms
+        def allowed(cart: jax.Array) -> jax.Array:
+            """Fractional moves that keep each site special, of Cartesian ones."""
+            frac = _times(cart, inverse)
+            return (start.project * frac[:, None, :]).sum(-1)
 
-        def step(state: Any, i: jax.Array) -> tuple[Any, None]:
-            frac, first, second = state
-            # The gradient by Cartesian displacements: frac = cart @ inverse.
-            gradient = jax.grad(cost)(frac) @ inverse.T
+        def step(i: jax.Array, state: Any) -> Any:
+            x, first, second = state
+            gradient = _times(jax.grad(cost, has_aux=True)(x)[0], inverse.T)
             first = 0.9 * first + 0.1 * gradient
-            second = 0.98 * second + 0.02 * (gradient**2).sum() / trial.num_atoms
-            heat = jnp.maximum(1 - i / num_noisy, 0.0)
-            rate = settings.step * jnp.maximum(heat, 0.1)
-            scale = 1 / (jnp.sqrt(second / (1 - 0.98 ** (i + 1))) + 1e-8)
-            noise = settings.noise * heat**1.5
-            noise = noise * jax.random.normal(jax.random.fold_in(key, i), frac.shape)
-            move = noise - rate * scale * first
-            move = move - (move * real).sum(0, keepdims=True) / trial.num_atoms
-            return (frac + (move * real) @ inverse, first, second), None
+            size = (_times(allowed(gradient), scene.lattice) ** 2).sum()
+            second = 0.98 * second + 0.02 * size / free
+            done = i / num_steps
+            warm = jnp.maximum(1 - done / settings.cooled, 0.0) ** 1.5
+            rate = settings.step * jnp.maximum(1 - done, 0.1)
+            scale = rate / (jnp.sqrt(second / (1 - 0.98 ** (i + 1))) + 1e-8)
+            noise = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
+            move = heat * settings.noise * warm * noise - scale * first
+            return x + allowed(move), first, second
 
-        start = (frame.frac_coords, jnp.zeros_like(frame.frac_coords), jnp.zeros(()))
-        (frac, _, _), _ = jax.lax.scan(step, start, jnp.arange(settings.steps))
-        return frac, misfit(frac)
+        begin = (start.x, jnp.zeros_like(start.x), jnp.zeros((), start.x.dtype))
+        x, _, _ = jax.lax.fori_loop(0, num_steps, step, begin)
+        before, (misfit_before, contact_before) = cost(start.x)
+        after, (misfit, contact) = cost(x)
+        better = after < before
+        return (
+            jnp.where(better, x, start.x),
+            jnp.where(better, misfit, misfit_before),
+            jnp.where(better, contact, contact_before),
+        )
 
-    return jax.lax.map(one, (key, trials))
-
-
-def _fixed(frame: model.Frame, levels: stages.Levels, wavelength: Any, edges: Any) -> _Fixed:
-    inv_d = jnp.linalg.norm(frame.hkl @ jnp.linalg.inv(frame.lattice).T, axis=-1)
-    sin_theta = jnp.clip(0.5 * wavelength * inv_d, 1e-3, 0.999)
-    two_theta = 2 * jnp.rad2deg(jnp.arcsin(sin_theta))
-    inside = (frame.multiplicity > 0) & (two_theta > edges[0]) & (two_theta < edges[1])
-    power = frame.multiplicity * lorentz_polarisation(2 * sin_theta / wavelength, wavelength)
-    f = form_factors(frame.species, 0.25 * inv_d**2)
-    amplitude = f * jnp.sqrt(jnp.where(inside, power, 0.0))[None]
-    fwhm = jnp.full_like(two_theta, levels.fwhm[0])
-    shape = objective.peak_shapes(levels.two_theta, two_theta, fwhm, jnp.zeros(()))[0]
-    return _Fixed(amplitude, shape)
+    return jax.vmap(one)(keys, placements)
 
 
-def anneal_coordinates(
-    key: jax.Array,
-    crystals: Sequence[Crystal],
-    pattern: Pattern,
-    settings: AnnealSettings = DEFAULT,
-) -> tuple[list[Crystal], np.ndarray]:
-    """Anneal the atoms of crystals in their own cells, which stay.
+def _misfit(scene: Scene, reflections: Reflections, frac: jax.Array) -> jax.Array:
+    """1 - cos^2 between the square roots of the profiles."""
+    cos, sin = cos_sin(sum(frac[:, i, None] * reflections.hkl[None, :, i] for i in range(3)))
+    real = (reflections.amplitude * cos).sum(0)
+    imag = (reflections.amplitude * sin).sum(0)
+    profile = reflections.shape @ (real**2 + imag**2)
+    mean = profile.sum() / scene.num_angles + 1e-20
+    root = jnp.sqrt(profile / mean + scene.floor) - scene.floor**0.5
+    return 1 - (root @ scene.root) ** 2 / (root @ root + 1e-20)
 
-    Args:
-        key: of the noise.
-        crystals: candidates with about the right cell (0.5 %).
-        pattern: measured or calculated.
-        settings: see `AnnealSettings`.
 
-    Returns:
-        The crystals with new coordinates and their misfits 1 - cos^2 [n], in the given order.
+def _contacts(scene: Scene, frac: jax.Array) -> jax.Array:
+    """Sum over pairs of the squares of what they are too close, square angstrom per atom."""
+    difference = frac[:, None] - frac[None]
+    near = _times(difference - jnp.round(difference), scene.lattice)
+    apart = (near**2).sum(-1) + jnp.eye(len(frac), dtype=frac.dtype) * 1e4
+    short = jnp.maximum(scene.closest - jnp.sqrt(apart + 1e-6), 0.0)
+    return (short**2).sum() / scene.num_atoms
 
-    Raises:
-        ValueError: a pattern that cannot be compared with.
-    """
-    observed = prepare.observe(pattern, 0)
-    levels = prepare.make_levels(observed, (settings.fwhm,), settings.bins, settings.floor)
-    wavelength = np.float32(pattern.wavelength)
-    crystals = list(crystals)
-    keys = jax.random.split(key, -(-len(crystals) // settings.chunk) * settings.chunk)
-    out: list[Crystal] = []
-    misfits = np.zeros(len(crystals))
-    if not crystals:
-        return out, misfits
-    sizes = prepare.sizes_for(crystals, observed.inv_d_max)
-    for start in range(0, len(crystals), settings.chunk):
-        part = crystals[start : start + settings.chunk]
-        filled = part + part[:1] * (settings.chunk - len(part))
-        fixed = [symmetry.freedom(c, symmetry.identity_operations(c)) for c in filled]
-        trials = prepare.make_trials(filled, fixed, observed.inv_d_max, sizes, settings.contact)
-        frac, misfit = _anneal(
-            keys[start : start + settings.chunk], trials, levels, wavelength,
-            observed.edges, settings,
-        )  # fmt: skip
-        misfits[start : start + len(part)] = np.asarray(misfit)[: len(part)]
-        for crystal, x in zip(part, np.asarray(frac, float)):
-            placed = np.mod(x[: len(crystal.atomic_numbers)], 1.0)
-            out.append(crystal._replace(frac_coords=placed))
-    return out, misfits
+
+def _times(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+    """rows @ matrix [3, 3]; written out, because tiny matrix products are slow on CPUs."""
+    return sum(rows[..., i, None] * matrix[i] for i in range(3))
+
+
+def _coefficients(odd: bool, num: int) -> list[np.float32]:
+    """Least squares in powers of t^2 for cos(2 pi t), or sin(2 pi t)/t, at Chebyshev nodes."""
+    t = 0.5 * np.cos(np.linspace(0, np.pi, 2001))
+    powers = (t**2)[:, None] ** np.arange(num) * (t[:, None] if odd else 1.0)
+    wave = np.sin(2 * np.pi * t) if odd else np.cos(2 * np.pi * t)
+    return [np.float32(c) for c in np.linalg.lstsq(powers, wave, rcond=None)[0]]
+
+
+_COS, _SIN = _coefficients(odd=False, num=6), _coefficients(odd=True, num=5)
+
+
+@jax.custom_vjp
+def cos_sin(turns: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of angles in turns, to 1e-5: polynomials, as libm's are slow on CPUs."""
+    t = turns - jnp.round(turns)
+    cos, sin = jnp.full_like(t, _COS[-1]), jnp.full_like(t, _SIN[-1])
+    for c in _COS[-2::-1]:
+        cos = cos * t**2 + c
+    for c in _SIN[-2::-1]:
+        sin = sin * t**2 + c
+    return cos, t * sin
+
+
+def _cos_sin_forward(turns: jax.Array) -> tuple[Any, Any]:
+    waves = cos_sin(turns)
+    return waves, waves
+
+
+def _cos_sin_backward(waves: Any, gradient: Any) -> tuple[jax.Array]:
+    (cos, sin), (by_cos, by_sin) = waves, gradient
+    return (2 * jnp.pi * (cos * by_sin - sin * by_cos),)
+
+
+cos_sin.defvjp(_cos_sin_forward, _cos_sin_backward)

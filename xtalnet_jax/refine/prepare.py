@@ -150,6 +150,15 @@ def broaden(pattern: Pattern, grid: np.ndarray, fwhm: float) -> np.ndarray:
     return kernel @ (y * spacing) / fwhm * (4 * np.log(2) / np.pi) ** 0.5
 
 
+def noise_left(observed: Observed, fwhm: float) -> float:
+    """Standard deviation of the noise in the pattern broadened by a Gaussian of FWHM w.
+
+    Averaging over it leaves the share sqrt(0.66 spacing / w).
+    """
+    spacing = float(np.median(np.diff(observed.pattern.two_theta)))
+    return observed.noise * float(0.66 * spacing / fwhm) ** 0.5
+
+
 def make_levels(
     observed: Observed,
     widths: Sequence[float],
@@ -165,9 +174,7 @@ def make_levels(
     least = 2.0 * (grid[1] - grid[0])
     added = [max(float(width), float(least)) for width in widths]
     profiles = [np.maximum(broaden(observed.net, grid, width), 0.0) for width in added]
-    spacing = float(np.median(np.diff(observed.pattern.two_theta)))
-    # Averaging over a Gaussian of FWHM w leaves the share sqrt(0.66 spacing / w) of the noise.
-    left = observed.noise * (0.66 * spacing / added[-1]) ** 0.5
+    left = noise_left(observed, added[-1])
     floor = max(floor, 2.0 * left / max(profiles[-1].mean(), 1e-12))
     roots = [np.sqrt(z / max(z.mean(), 1e-12) + floor) - floor**0.5 for z in profiles]
     rows = [root / np.linalg.norm(root) for root in roots]

@@ -3,10 +3,12 @@
 1. A first draw of the generator for every composition says which volumes and shapes to expect.
 2. Indexing near these guesses finds the cells that explain the positions of the peaks; as all
    compositions compete for the same peaks, this also judges the number of formula units.
-3. The generator draws many crystals inside the best cells.
-4. Copies of these are annealed in direct space against the profile.
-5. Half of what goes on are the best of these copies, half are the draws whose lines agree best with
-   the peaks, among them the first draw, scaled to the peaks, in case that no cell was right.
+3. The generator draws crystals inside the best cells.
+4. In these cells structures are searched in direct space: atoms on the Wyckoff positions of every
+   space group that the pattern allows, and the draws with all atoms free.
+5. Half of what goes on are the structures found; the rest are annealed draws and the draws whose
+   lines agree best with the peaks, among them the first draw, scaled to the peaks, in case that no
+   cell was right.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from xtalnet_jax.pxrd.pattern import (
     two_theta_from_inv_d,
 )
 from xtalnet_jax.refine import indexing, positions
-from xtalnet_jax.refine.direct_space import anneal_coordinates
+from xtalnet_jax.refine.structure_search import Found as Structure
+from xtalnet_jax.refine.structure_search import search_structures
 from xtalnet_jax.solve import screen
 
 ProposeFn = Callable[..., list[Crystal]]
@@ -40,7 +43,11 @@ class SearchSettings(NamedTuple):
     num_cells: int = 4  # cells in which crystals are drawn
     enough: float = 2.0  # log likelihood per peak below which positions are taken for less precise
     temperature: float = 8.0  # of the cells' log likelihoods: how the drawing is shared
-    oversampling: int = 3  # crystals drawn in cells for each one that goes on
+    oversampling: int = 1  # crystals drawn in cells for each one that goes on
+    least_share: float = 0.05  # of the drawing; in cells with less no structure is searched
+    solved: float = 0.012  # price of a structure after which no other cell is searched
+    share_found: float = 0.5  # of what goes on: structures found
+    share_annealed: float = 0.2  # of what goes on: annealed draws
 
 
 DEFAULT = SearchSettings()
@@ -85,9 +92,8 @@ def search(
         settings: see `SearchSettings`.
     """
     key_guess, key_draw, key_anneal = jax.random.split(key, 3)
-    wavelength = pattern.wavelength
+    wavelength, most = pattern.wavelength, settings.oversampling * num_candidates
     drawn: list[Crystal] = []
-    placed: list[Crystal] = []
     guesses: dict[int, list[np.ndarray]] = {}
     if known_cell is None:
         for i, numbers in enumerate(compositions):
@@ -100,23 +106,36 @@ def search(
         cells = [_Cell(i, known_cell, 0.0, shift) for i in range(len(compositions))]
     if cells:
         pattern, peaks = _aligned(pattern, peaks, cells[0].shift)
-    shares = _shares([c.score for c in cells], settings) * settings.oversampling * num_candidates
-    for i, numbers in enumerate(compositions):
-        own = [(c, round(n)) for c, n in zip(cells, shares) if c.composition == i]
-        lattices = [standard_frame(c.lattice) for c, n in own for _ in range(n)]
-        if lattices:
-            key = jax.random.fold_in(key_draw, i)
-            placed += propose(key, numbers, len(lattices), np.stack(lattices))
-    annealed: list[Crystal] = []
-    if anneal:
-        annealed, misfit = anneal_coordinates(key_anneal, placed, pattern)
-        best = np.argsort(misfit, kind="stable")[: num_candidates // 2]
-        annealed = [annealed[k] for k in best]
-    drawn += placed
+    shares = _shares([c.score for c in cells], settings)
+    structures: list[Structure] = []
+    for k, (cell, share) in enumerate(zip(cells, shares)):
+        numbers = compositions[cell.composition]
+        lattice, num_drawn = standard_frame(cell.lattice), round(share * most)
+        inside: list[Crystal] = []
+        if num_drawn:
+            own = jax.random.fold_in(key_draw, k)
+            inside = propose(own, numbers, num_drawn, np.tile(lattice, (num_drawn, 1, 1)))
+        drawn += inside
+        solved = any(s.price < settings.solved for s in structures)
+        if anneal and share > settings.least_share and not solved:
+            own = jax.random.fold_in(key_anneal, k)
+            structures += search_structures(own, lattice, numbers, pattern, inside)
+    chosen = _chosen(structures, num_candidates, settings)
     agreement = screen.agreement(drawn, peaks, wavelength)
-    best = np.argsort(-agreement, kind="stable")[: num_candidates - len(annealed)]
+    best = np.argsort(-agreement, kind="stable")[: num_candidates - len(chosen)]
     used = [(c.lattice, c.score) for c in cells]
-    return Found(annealed + [drawn[k] for k in best], used)
+    return Found(chosen + [drawn[k] for k in best], used)
+
+
+def _chosen(
+    structures: list[Structure], num_candidates: int, settings: SearchSettings
+) -> list[Crystal]:
+    """The cheapest explanations, and the best annealed draws."""
+    structures = sorted(structures, key=lambda s: s.price)
+    found = structures[: round(settings.share_found * num_candidates)]
+    rest = [s for s in structures[len(found) :] if s.space_group == 1]
+    rest.sort(key=lambda s: s.misfit)
+    return [s.crystal for s in found + rest[: round(settings.share_annealed * num_candidates)]]
 
 
 def _best_cells(

@@ -1,0 +1,203 @@
+"""Space groups that a known cell can have, and the positions of atoms in them (host, NumPy).
+
+The lattice of a primitive cell has a conventional cell; every space group in every setting whose
+translations are those of this lattice is a possible symmetry of the crystal (operations: spglib).
+Its Wyckoff positions are found by probing: points on a fine grid and, through each special point,
+generic points on its axes and planes; the operations that leave a point where it is tell the rest
+(International Tables for Crystallography A, section 1.4.4).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_TOLERANCE = 1e-4
+_GRIDS = (12, 8)
+_NUM_SETTINGS = 530
+_LAST_OF_FAMILY = (2.5, 15.5, 74.5, 142.5, 194.5)
+
+
+class Group(NamedTuple):
+    """A space group in the setting of one primitive cell: x -> W x + w, x a fractional column."""
+
+    number: int
+    rotations: np.ndarray  # [n_op, 3, 3] int, W; one of each, no pure translation but the identity
+    translations: np.ndarray  # [n_op, 3] in [0, 1), w
+
+
+P1 = Group(1, np.eye(3, dtype=int)[None], np.zeros((1, 3)))
+
+
+class Site(NamedTuple):
+    """A Wyckoff position: the orbit of ``project @ x + shift`` for any x."""
+
+    project: np.ndarray  # [3, 3] onto the directions in which an atom may move, fractional
+    shift: np.ndarray  # [3]
+    num_free: int  # 0 to 3
+    rotations: np.ndarray  # [multiplicity, 3, 3] float, that make the orbit from its first atom
+    translations: np.ndarray  # [multiplicity, 3]
+
+
+def groups_of_cell(lattice: np.ndarray, symprec: float = 0.05) -> list[Group]:
+    """Space groups of the lattice's crystal family, in all settings, with just its translations.
+
+    Args:
+        lattice: [3, 3] rows of a primitive cell, angstrom.
+        symprec: how far the lattice may be from its symmetry, angstrom.
+    """
+    import spglib
+
+    point: Any = (np.asarray(lattice, float), np.zeros((1, 3)), [1])
+    data = spglib.get_symmetry_dataset(point, symprec=symprec)
+    if data is None:
+        return groups_of_cell(lattice, symprec / 2) if symprec > 1e-3 else []
+    to_conventional = np.asarray(data.transformation_matrix, float)
+    family = bisect(_LAST_OF_FAMILY, data.number)
+    metric = np.asarray(lattice) @ np.asarray(lattice).T
+    size = np.trace(metric)
+    found: dict[tuple[int, bytes], Group] = {}
+    for setting in range(1, _NUM_SETTINGS + 1):
+        number, rotations, translations = _setting(setting)
+        if bisect(_LAST_OF_FAMILY, number) != family:
+            continue
+        group = _in_cell(number, rotations, translations, to_conventional)
+        if group is None:
+            continue
+        w = group.rotations.astype(float)
+        turned = np.einsum("oji,jk,okl->oil", w, metric, w)
+        if np.abs(turned - metric).max() > 0.02 * size:
+            continue
+        found.setdefault((number, _fingerprint(group)), group)
+    return list(found.values())
+
+
+@lru_cache(maxsize=None)
+def _setting(hall: int) -> tuple[int, np.ndarray, np.ndarray]:
+    import spglib
+
+    operations = spglib.get_symmetry_from_database(hall)
+    kind = spglib.get_spacegroup_type(hall)
+    assert operations is not None and kind is not None
+    return int(kind.number), operations["rotations"], operations["translations"]
+
+
+def _in_cell(
+    number: int, rotations: np.ndarray, translations: np.ndarray, to_conventional: np.ndarray
+) -> Group | None:
+    """Operations of a conventional cell in the primitive one; None where translations differ."""
+    inverse = np.linalg.inv(to_conventional)
+    pure = (rotations == np.eye(3, dtype=int)).all((1, 2))
+    if pure.sum() != round(abs(np.linalg.det(inverse))):
+        return None
+    w = np.einsum("ab,obc,cd->oad", inverse, rotations, to_conventional)
+    t = translations @ inverse.T
+    if np.abs(w - np.round(w)).max() > _TOLERANCE:
+        return None
+    if np.abs(t[pure] - np.round(t[pure])).max() > _TOLERANCE:
+        return None
+    w = np.round(w).astype(int)
+    _, first = np.unique(w.reshape(-1, 9), axis=0, return_index=True)
+    first = np.sort(first)
+    return Group(number, w[first], np.mod(np.round(t[first] * 48) / 48, 1.0))
+
+
+def _fingerprint(group: Group) -> bytes:
+    """Equal for equal operations up to their order."""
+    rows = np.concatenate([group.rotations.reshape(-1, 9), np.round(group.translations * 48)], 1)
+    return np.unique(rows.astype(int), axis=0).tobytes()
+
+
+def sites_of(group: Group) -> list[Site]:
+    """Wyckoff positions, those without freedom first; the general position is the last."""
+    return list(_sites(group.rotations.tobytes(), group.translations.tobytes(), len(group.rotations)))
+
+
+@lru_cache(maxsize=1024)
+def _sites(rotations: bytes, translations: bytes, order: int) -> tuple[Site, ...]:
+    w = np.frombuffer(rotations, int).reshape(order, 3, 3).astype(float)
+    t = np.frombuffer(translations).reshape(order, 3)
+    grids = [np.stack(np.meshgrid(*[np.arange(n) / n] * 3, indexing="ij"), -1) for n in _GRIDS]
+    points = np.concatenate([g.reshape(-1, 3) for g in grids])
+    points = points[_fixes(w, t, points).sum(1) > 1]
+    points = points[_one_of_orbit(w, t, points)]
+    stable = _fixes(w, t, points)
+    probes = [points[_num_free(w, stable) == 0]]
+    generic = np.array([0.137, 0.291, 0.419])
+    for point, kind in zip(points, stable):
+        along = np.einsum("oab,b->oa", _mean_powers(w[kind]), generic)
+        along = np.concatenate([along, (w[kind].mean(0) @ generic)[None]])
+        along = along[np.abs(along).max(1) > _TOLERANCE]
+        along = along[np.unique(np.round(along, 6), axis=0, return_index=True)[1]]
+        probes.append(point + along)
+    probes.append(generic[None])
+    candidates = np.concatenate(probes)
+    stable = _fixes(w, t, candidates)
+    return tuple(_unique_sites(w, t, candidates, stable))
+
+
+def _one_of_orbit(w: np.ndarray, t: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Indices of one point of each orbit; all coordinates are multiples of 1/48."""
+    image = np.einsum("oab,pb->poa", w, points) + t[None]
+    code = np.mod(np.round(image * 48), 48) @ np.array([48.0**2, 48.0, 1.0])
+    return np.unique(code.min(1), return_index=True)[1]
+
+
+def _mean_powers(rotations: np.ndarray) -> np.ndarray:
+    """Projectors on the axis or plane of each rotation: means of its powers (orders divide 12)."""
+    total, power = np.zeros_like(rotations), rotations
+    for _ in range(12):
+        total, power = total + power, power @ rotations
+    return total / 12
+
+
+def _fixes(w: np.ndarray, t: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Which operations leave which points where they are, up to a lattice vector."""
+    away = np.einsum("oab,pb->poa", w, points) + t[None] - points[:, None]
+    return (np.abs(away - np.round(away)) < _TOLERANCE).all(-1)
+
+
+def _num_free(w: np.ndarray, stable: np.ndarray) -> np.ndarray:
+    """In how many directions points may move: the trace of the mean of their rotations."""
+    return np.round(np.einsum("po,oaa->p", stable, w) / stable.sum(1)).astype(int)
+
+
+def _unique_sites(
+    w: np.ndarray, t: np.ndarray, points: np.ndarray, stable: np.ndarray
+) -> list[Site]:
+    free = _num_free(w, stable)
+    order = np.lexsort([-stable.sum(1), free])
+    shifts = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    found: list[tuple[Site, np.ndarray]] = []
+    for p in order:
+        project = w[stable[p]].mean(0)
+        image = w @ points[p] + t
+        multiplicity = len(w) // int(stable[p].sum())
+        if any(
+            s.num_free == free[p]
+            and len(s.rotations) == multiplicity
+            and _meets(s, image, w @ project @ np.linalg.inv(w), shifts)
+            for s, _ in found
+        ):
+            continue
+        _, first = np.unique(np.round(np.mod(image + 1e-6, 1.0), 3), axis=0, return_index=True)
+        first = np.sort(first)
+        if len(first) != multiplicity:
+            continue
+        shift = points[p] - project @ points[p]
+        site = Site(project, shift, int(free[p]), w[first], t[first])
+        found.append((site, points[p]))
+    return [s for s, _ in found]
+
+
+def _meets(site: Site, images: np.ndarray, projects: np.ndarray, shifts: np.ndarray) -> bool:
+    """Whether one of the images, of equal freedom, lies on the site itself."""
+    parallel = np.abs(projects - site.project).max((1, 2)) < _TOLERANCE
+    if not parallel.any():
+        return False
+    rest = images[parallel][:, None] + shifts[None]
+    away = rest - rest @ site.project.T - site.shift
+    return bool((np.abs(away).max(-1) < _TOLERANCE).any())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from xtalnet_jax.crystals.elements import ATOMIC_RADII
@@ -81,7 +82,7 @@ def known_cell(
     numbers = np.sort(np.asarray(atomic_numbers))
     s2 = (0.25 * inv_d**2).astype(np.float32)
     power = np.asarray(lorentz_polarisation(inv_d.astype(np.float32), pattern.wavelength))
-    f = np.asarray(form_factors(np.unique(numbers), s2))
+    f = np.asarray(form_factors(jnp.asarray(np.unique(numbers)), jnp.asarray(s2)))
     radius = ATOMIC_RADII[numbers]
     return KnownCell(
         np.asarray(lattice, float),

@@ -200,7 +200,8 @@ def _contacts(scene: Scene, frac: jax.Array) -> jax.Array:
 
 def _times(rows: jax.Array, matrix: jax.Array) -> jax.Array:
     """rows @ matrix [3, 3]; written out, because tiny matrix products are slow on CPUs."""
-    return sum(rows[..., i, None] * matrix[i] for i in range(3))
+    across = (1,) * (rows.ndim - 1) + (3,)
+    return sum(rows[..., i, None] * matrix[i].reshape(across) for i in range(3))
 
 
 def _coefficients(odd: bool, num: int) -> list[np.float32]:

@@ -218,3 +218,12 @@ def test_a_pattern_without_peaks_is_refused(rutile):
     flat = pattern._replace(intensity=np.ones_like(pattern.intensity))
     with pytest.raises(ValueError, match="flat"):
         known_cell.known_cell(crystal.lattice, crystal.atomic_numbers, flat, 0.2, 0.02, 0.3, 0.75)
+
+
+def test_a_cell_without_reflections_in_the_pattern_is_refused(rutile):
+    crystal, _ = rutile
+    pattern = simulate_pattern([crystal])[0]
+    with pytest.raises(ValueError, match="no reflection of the cell"):
+        known_cell.known_cell(
+            crystal.lattice / 10, crystal.atomic_numbers, pattern, 0.2, 0.02, 0.3, 0.75
+        )

@@ -68,15 +68,20 @@ def known_cell(
         contact: shortest distance allowed, in sums of atomic radii.
 
     Raises:
-        ValueError: a pattern that cannot be compared with.
+        ValueError: a pattern that cannot be compared with, or no reflection of the cell in it.
     """
     observed = prepare.observe(pattern, 0)
     table = hkl_table(np.asarray(lattice, float)[None], observed.inv_d_max)
     two_theta = two_theta_from_inv_d(table.inv_d, pattern.wavelength)
     inside = (two_theta > observed.edges[0]) & (two_theta < observed.edges[1])
     width = float(np.hypot(fwhm, observed.fwhm))
+    if not inside.any():
+        raise ValueError(
+            f"no reflection of the cell {np.round(lattice, 3).tolist()} lies between "
+            f"{observed.edges[0]:g} and {observed.edges[1]:g} degrees; is it given in angstrom?"
+        )
     angles = _apart(two_theta[inside], SPACING * width)[:MAX_ANGLES]
-    inside &= two_theta <= angles.max(initial=0.0) + SPACING * width
+    inside &= two_theta <= angles.max() + SPACING * width
     hkl, inv_d, two_theta = table.hkl[inside].astype(int), table.inv_d[inside], two_theta[inside]
     root, floor = _root(observed, angles, fwhm, floor)
     numbers = np.sort(np.asarray(atomic_numbers))
@@ -109,8 +114,6 @@ def _root(
     observed: prepare.Observed, angles: np.ndarray, fwhm: float, floor: float
 ) -> tuple[np.ndarray, float]:
     """Square root of the broadened pattern, as a unit vector, and the floor under it."""
-    if not len(angles):
-        return np.zeros(0), floor
     profile = np.maximum(prepare.broaden(observed.net, angles, fwhm), 0.0)
     mean = max(float(profile.mean()), 1e-12)
     floor = max(floor, 2.0 * prepare.noise_left(observed, fwhm) / mean)

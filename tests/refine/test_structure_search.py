@@ -1,0 +1,178 @@
+"""Textbook crystals are solved from cell, contents and pattern alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from xtalnet_jax.crystals.reduction import standardise
+from xtalnet_jax.data.fixtures import textbook_crystals
+from xtalnet_jax.pxrd.simulate import simulate_pattern
+from xtalnet_jax.refine import direct_space, known_cell, structure_search, wyckoff
+from xtalnet_jax.refine.structure_search import DEFAULT, Round, search_structures
+
+QUICK = DEFAULT._replace(
+    rounds=(Round(400, 14, 0.0), Round(60, 30, 1.0), Round(16, 60, 1.0)), symprecs=(0.05,)
+)
+CRYSTALS = {name: standardise(c) for name, c in textbook_crystals().items()}
+KEY = jax.random.key(0)
+
+
+def solved(crystal, lattice=None, starts=(), settings=QUICK, key=KEY):
+    pattern = simulate_pattern([crystal])[0]
+    lattice = crystal.lattice if lattice is None else lattice
+    return search_structures(key, lattice, crystal.atomic_numbers, pattern, starts, settings)
+
+
+@pytest.fixture(scope="module")
+def rutile():
+    many = QUICK._replace(rounds=(*QUICK.rounds[:2], Round(60, 4, 0.0)))
+    return CRYSTALS["rutile"], solved(CRYSTALS["rutile"], settings=many)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_free"), [("rutile", 1), ("cuprite", 0), ("wurtzite", 2), ("cadmium_iodide", 1)]
+)
+def test_textbook_crystals_are_found_first(name, num_free):
+    """With no more freedom than their Wyckoff positions have."""
+    crystal = CRYSTALS[name]
+    found = solved(crystal)
+    assert found[0].misfit < 2e-3
+    assert found[0].num_free == num_free
+    assert crystal.to_structure().matches(found[0].crystal.to_structure())
+
+
+def test_what_is_found_has_the_cell_and_its_contents_and_is_in_order(rutile):
+    crystal, found = rutile
+    assert len(found) > 1
+    for f in found:
+        assert f.crystal.atomic_numbers.tolist() == [8, 8, 8, 8, 22, 22]
+        assert f.crystal.frac_coords.shape == (6, 3)
+        assert 0 <= f.crystal.frac_coords.min() <= f.crystal.frac_coords.max() < 1
+        np.testing.assert_array_equal(f.crystal.lattice, crystal.lattice)
+        least = (f.misfit + QUICK.misfit_floor) * (1 + QUICK.price * f.num_free)
+        assert f.price >= least * (1 - 1e-6)  # short contacts cost as well
+    prices = [f.price for f in found]
+    assert prices == sorted(prices)
+
+
+def test_each_structure_is_returned_once():
+    """All but a few of the last draws end in the truth."""
+    crystal = CRYSTALS["rutile"]
+    truth = crystal.to_structure()
+    alike = [truth.matches(f.crystal.to_structure()) for f in solved(crystal)]
+    assert sum(alike) == 1
+
+
+def test_the_lattice_may_be_a_little_wrong():
+    crystal = CRYSTALS["rutile"]
+    strain = np.diag([1.003, 0.998, 0.999])
+    found = solved(crystal, crystal.lattice @ strain)
+    assert crystal.to_structure().matches(found[0].crystal.to_structure())
+
+
+def test_starts_are_annealed_in_p1_and_returned():
+    """Rutile whose oxygen atoms are displaced, in any order of the atoms."""
+    crystal = CRYSTALS["rutile"]
+    rng = np.random.default_rng(0)
+    order = rng.permutation(6)
+    move = rng.normal(0, 0.15, (6, 3)) @ np.linalg.inv(crystal.lattice)
+    start = crystal._replace(
+        atomic_numbers=crystal.atomic_numbers[order],
+        frac_coords=(crystal.frac_coords + move)[order],
+    )
+    found = solved(crystal, starts=[start])
+    own = [f for f in found if f.space_group == 1]
+    assert len(own) == 1
+    assert own[0].num_free == 18
+    assert own[0].misfit < 5e-3
+    assert crystal.to_structure().matches(own[0].crystal.to_structure())
+    assert not any(f.space_group == 1 for f in solved(crystal))
+
+
+def test_equal_keys_give_equal_results_and_others_do_not():
+    crystal, short = CRYSTALS["rutile"], QUICK._replace(rounds=QUICK.rounds[:2])
+    found, again, other = (
+        solved(crystal, settings=short, key=jax.random.key(k)) for k in (0, 0, 1)
+    )
+    assert len(found) > 1
+    assert [f[1:] for f in again] == [f[1:] for f in found]
+    for a, b in zip(again, found):
+        np.testing.assert_array_equal(a.crystal.frac_coords, b.crystal.frac_coords)
+    assert [f[1:] for f in other] != [f[1:] for f in found]
+
+
+def test_groups_whose_absences_contradict_the_pattern_are_not_tried(monkeypatch):
+    """What is annealed reflects wherever the pattern is; without the rule it does not."""
+    crystal = CRYSTALS["rutile"]
+    missed, real = [], direct_space.anneal
+
+    def spy(key, cell, groups, *rest):
+        n = len(cell.root)
+        for reflections, _ in groups:
+            dark = reflections.shape[:n].sum(1) <= 0.02
+            missed.append(float((cell.root[dark] ** 2).sum()))
+        return real(key, cell, groups, *rest)
+
+    monkeypatch.setattr(structure_search.direct_space, "anneal", spy)
+    tiny = QUICK._replace(rounds=(Round(150, 2, 0.0),))
+    solved(crystal, settings=tiny)
+    assert 15 < len(missed) < len(wyckoff.groups_of_cell(crystal.lattice))
+    assert max(missed) < QUICK.surplus
+    missed.clear()
+    solved(crystal, settings=tiny._replace(surplus=1.0))
+    assert max(missed) > 0.1
+
+
+def test_more_is_tried_until_something_explains_the_pattern(monkeypatch):
+    """The pattern of another crystal: all repeats; its own: one."""
+    crystal = CRYSTALS["perovskite"]
+    asked, real = [], wyckoff.groups_of_cell
+
+    def spy(lattice, symprec):
+        asked.append(symprec)
+        return real(lattice, symprec)
+
+    monkeypatch.setattr(structure_search.wyckoff, "groups_of_cell", spy)
+    tiny = QUICK._replace(rounds=(Round(100, 10, 0.0), Round(8, 20, 0.0)), symprecs=(0.05, 0.01))
+    found = solved(crystal, settings=tiny)
+    assert asked == [0.05]
+    assert crystal.to_structure().matches(found[0].crystal.to_structure())
+    asked.clear()
+    other = simulate_pattern([CRYSTALS["caesium_chloride"]])[0]
+    hopeless = tiny._replace(plausible=0.0)
+    search_structures(KEY, crystal.lattice, crystal.atomic_numbers, other, settings=hopeless)
+    assert asked == [0.05, 0.01]
+
+
+def test_contents_that_fit_no_group_give_nothing():
+    """Two atoms of each of two elements in a cubic cell of one lattice point."""
+    pattern = simulate_pattern([CRYSTALS["perovskite"]])[0]
+    numbers = np.array([8, 8, 22, 22])
+    assert search_structures(KEY, np.eye(3) * 3.905, numbers, pattern, settings=QUICK) == []
+
+
+def test_misfits_are_those_of_the_known_cell(rutile):
+    """Each figure belongs to the crystal beside it."""
+    crystal, found = rutile
+    s = QUICK
+    cell = known_cell.known_cell(
+        crystal.lattice, crystal.atomic_numbers, simulate_pattern([crystal])[0],
+        s.fwhm, s.floor, s.b_iso, s.contact,
+    )  # fmt: skip
+    every = np.zeros(len(cell.hkl), bool)
+    r = known_cell.reflections_of(cell, wyckoff.P1, every, 6)
+    n = len(cell.root)
+    for f in found:
+        waves = np.exp(2j * np.pi * f.crystal.frac_coords @ r.hkl.T)
+        heights = (r.shape @ np.abs((r.amplitude * waves).sum(0)) ** 2)[:n]
+        root = np.sqrt(heights / heights.mean() + cell.floor) - cell.floor**0.5
+        misfit = 1 - (root @ cell.root) ** 2 / (root @ root)
+        assert f.misfit == pytest.approx(misfit, abs=1e-3)
+
+
+def test_a_flat_pattern_is_refused():
+    crystal = CRYSTALS["rutile"]
+    pattern = simulate_pattern([crystal])[0]
+    flat = pattern._replace(intensity=np.ones_like(pattern.intensity))
+    with pytest.raises(ValueError, match="flat"):
+        search_structures(KEY, crystal.lattice, crystal.atomic_numbers, flat)

@@ -6,7 +6,9 @@ from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.data.fixtures import textbook_crystals
 from xtalnet_jax.pxrd.peaks import peak_batch
 from xtalnet_jax.pxrd.simulate import simulate_pattern
+from xtalnet_jax.refine.structure_search import Found as Structure
 from xtalnet_jax.solve import screen
+from xtalnet_jax.solve import search as search_module
 from xtalnet_jax.solve.search import DEFAULT, _shares, search
 
 RUTILE = standardise(textbook_crystals()["rutile"])
@@ -68,7 +70,7 @@ def test_search_finds_cell_units_and_atoms_with_a_blind_generator(measured):
         np.linalg.det(RUTILE.lattice), rel=0.01
     )
     assert len(found.crystals) == 8
-    assert any(RUTILE.to_structure().matches(c.to_structure()) for c in found.crystals[:4])
+    assert RUTILE.to_structure().matches(found.crystals[0].to_structure())
     assert [a[:2] for a in asked[:2]] == [(6, DEFAULT.num_guesses), (12, DEFAULT.num_guesses)]
     assert asked[2][2]
 
@@ -78,3 +80,54 @@ def test_search_finds_cell_units_and_atoms_with_a_blind_generator(measured):
     )  # fmt: skip
     for crystal in known.crystals:
         np.testing.assert_allclose(crystal.lattice, RUTILE.lattice, atol=1e-5)
+
+
+def at_random(key, numbers, num, lattices=None):
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+    return [
+        RUTILE._replace(atomic_numbers=numbers, frac_coords=rng.uniform(size=(len(numbers), 3)))
+        for _ in range(num)
+    ]
+
+
+def structure(price, misfit=0.1, space_group=136):
+    """One that is told from others by the place of its first atom."""
+    frac = np.full((6, 3), price)
+    return Structure(RUTILE._replace(frac_coords=frac), misfit, price, space_group, 1)
+
+
+@pytest.mark.parametrize(("price", "num_searched"), [(0.9, 2), (1.1, 4)])
+def test_no_other_cell_is_searched_once_one_is_solved(measured, monkeypatch, price, num_searched):
+    pattern, peaks = measured
+    contents = [RUTILE.atomic_numbers + k for k in range(4)]
+    asked = []
+
+    def found(key, lattice, numbers, pattern, starts):
+        asked.append((numbers.tolist(), len(starts)))
+        return [structure((price if len(asked) == 2 else 1.1) * DEFAULT.solved)]
+
+    monkeypatch.setattr(search_module, "search_structures", found)
+    search(jax.random.key(0), at_random, contents, pattern, peaks, 8, RUTILE.lattice)
+    assert asked == [(c.tolist(), 2) for c in contents[:num_searched]]
+    asked.clear()
+    search(jax.random.key(0), at_random, contents, pattern, peaks, 8, RUTILE.lattice, anneal=False)
+    assert asked == []
+
+
+def test_half_are_structures_found_then_annealed_draws_then_draws_as_they_are(
+    measured, monkeypatch
+):
+    pattern, peaks = measured
+    cheap = [structure(0.1 + 0.01 * k) for k in range(7)]
+    annealed = [structure(0.5 + 0.01 * k, 0.3 - 0.01 * k, 1) for k in range(4)]
+    pool = [*annealed[:2], *cheap[::-1], *annealed[2:]]
+    monkeypatch.setattr(search_module, "search_structures", lambda *_: pool)
+    found = search(
+        jax.random.key(0), at_random, [RUTILE.atomic_numbers], pattern, peaks, 10, RUTILE.lattice
+    )
+    assert len(found.crystals) == 10
+    first = [float(c.frac_coords[0, 0]) for c in found.crystals[:7]]
+    expected = [s.price for s in [*cheap[:5], annealed[3], annealed[2]]]
+    np.testing.assert_allclose(first, expected)
+    agreement = screen.agreement(found.crystals[7:], peaks, pattern.wavelength)
+    assert (np.diff(agreement) <= 0).all()

@@ -70,6 +70,7 @@ class Cell(NamedTuple):
     lattice: np.ndarray  # [3, 3] rows, angstrom, Niggli-reduced
     score: float  # logarithm of the likelihood, relative to a pattern of foreign peaks
     shift: np.ndarray  # [2] zero shift and displacement, degrees: see `positions.true_angle`
+    num_peaks: int = 0  # that were to be explained
 
 
 @partial(jax.jit, static_argnames=("settings", "widths"))
@@ -183,10 +184,13 @@ def index_cells(
     score = score - surprise(cells) - cost
     best = np.argsort(-score, kind="stable")[: settings.num_kept]
     found = [_reduced(cells[k], score[k], shift[k]) for k in best if np.isfinite(score[k])]
-    polished = _polished(_distinct(found)[: settings.num_polished], observed, settings)
-    return _distinct(
-        [c._replace(score=c.score - float(surprise(c.lattice[None])[0])) for c in polished]
-    )
+    polished = _polished(distinct(found)[: settings.num_polished], observed, settings)
+    num_peaks = int(observed.weight.sum())
+    judged = [
+        c._replace(score=c.score - float(surprise(c.lattice[None])[0]), num_peaks=num_peaks)
+        for c in polished
+    ]
+    return distinct(judged)
 
 
 def _observed(
@@ -297,7 +301,7 @@ def _lattices_of(g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.linalg.cholesky(np.linalg.inv(reciprocal)), usable
 
 
-def _distinct(cells: list[Cell], tolerance: float = 0.01) -> list[Cell]:
+def distinct(cells: list[Cell], tolerance: float = 0.01) -> list[Cell]:
     """Best first; of cells whose reduced metrics agree within the tolerance only the best."""
     kept: list[Cell] = []
     shapes: list[np.ndarray] = []

@@ -16,8 +16,8 @@ _TRIES = 20
 class Placement(NamedTuple):
     """Where atoms are, in terms of what is free; site s has a first atom at ``x[s]``.
 
-    Atom j is at ``rotations[j] @ x[site[j]] + translations[j]``. There are as many rows for sites as
-    for atoms; those that are not used are zero.
+    Atom j is at ``rotations[j] @ x[site[j]] + translations[j]``. There are as many rows for sites
+    as for atoms; those that are not used are zero.
     """
 
     site: np.ndarray  # [n_node] int

@@ -34,8 +34,9 @@ class SearchSettings(NamedTuple):
     """How much to try; misfits are 1 - cos^2 of square-root profiles."""
 
     rounds: tuple[Round, ...] = (Round(2400, 14, 0.0), Round(480, 40, 1.0), Round(96, 120, 1.0))
-    solved: float = 0.012  # price at which no more is tried
-    repeats: int = 3  # of all rounds, at most
+    solved: float = 0.008  # price at which no more is tried
+    symprecs: tuple[float, ...] = (0.05, 0.01, 0.002)  # angstrom; how near the lattice must be to
+    # its symmetry, in each repeat of all rounds
     surplus: float = 0.03  # how much worse than the best group a group's absences may be
     fwhm: float = 0.2  # degrees, added to the width of the peaks
     floor: float = 0.02  # under the square root, in units of the mean intensity
@@ -43,6 +44,8 @@ class SearchSettings(NamedTuple):
     contact: float = 0.75  # shortest distance allowed, in sums of atomic radii
     price: float = 0.1  # factor on the misfit per free parameter, as 1 + price * number
     misfit_floor: float = 1e-3  # misfits below are as good as 0
+    plausible: float = 0.04  # price at which it is enough to find the same twice
+    same_price: float = 0.05  # relative; for the same
     same_misfit: float = 0.02  # relative; with equal distances it is the same structure
     anneal: AnnealSettings = direct_space.DEFAULT
 
@@ -96,18 +99,29 @@ def search_structures(
         lattice, atomic_numbers, pattern, s.fwhm, s.floor, s.b_iso, s.contact
     )
     num_nodes = direct_space.num_nodes_for(len(cell.atomic_numbers))
-    options = _options(cell, num_nodes, s)
+    options: list[_Option] = []
+    groups: list[wyckoff.Group] = []
     rng = np.random.default_rng(int(jax.random.bits(jax.random.fold_in(key, 0))))
     pool: list[Found] = []
-    for k in range(s.repeats):
+    for k, symprec in enumerate(s.symprecs):
+        before, groups = groups, wyckoff.groups_of_cell(cell.lattice, symprec)
+        if len(groups) != len(before):
+            options = _options(cell, groups, num_nodes, s)
         drawn = _draw(rng, cell, options, num_nodes, s)
         if k == 0 and starts:
             drawn[0] = [placement.free_placement(_ordered(c), num_nodes) for c in starts]
-        pool += _selected(jax.random.fold_in(key, k + 1), cell, options, drawn, s)
-        pool = _different(sorted(pool, key=lambda f: f.price), s)
-        if not pool or pool[0].price < s.solved:
+        if not drawn:  # no group of this family holds such contents
+            continue
+        new = _selected(jax.random.fold_in(key, k + 1), cell, options, drawn, s)
+        again = bool(pool and new) and abs(_cheapest(new) / _cheapest(pool) - 1) < s.same_price
+        pool = _different(sorted(pool + new, key=lambda f: f.price), s)
+        if not pool or pool[0].price < (s.plausible if again else s.solved):
             break
     return pool
+
+
+def _cheapest(found: list[Found]) -> float:
+    return min(f.price for f in found)
 
 
 def _ordered(crystal: Crystal) -> Crystal:
@@ -118,10 +132,12 @@ def _ordered(crystal: Crystal) -> Crystal:
     )
 
 
-def _options(cell: KnownCell, num_nodes: int, settings: SearchSettings) -> list[_Option]:
+def _options(
+    cell: KnownCell, groups: list[wyckoff.Group], num_nodes: int, settings: SearchSettings
+) -> list[_Option]:
     """P1 for starts from elsewhere, then the groups whose absences the pattern allows."""
     out = []
-    for group in (wyckoff.P1, *wyckoff.groups_of_cell(cell.lattice)):
+    for group in (wyckoff.P1, *groups):
         absent = known_cell.absences(cell.hkl, group)
         if known_cell.unexplained(cell, absent) > settings.surplus:
             continue

@@ -10,7 +10,7 @@ generic points on its axes and planes; the operations that leave a point where i
 from __future__ import annotations
 
 from bisect import bisect
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,13 +75,14 @@ def groups_of_cell(lattice: np.ndarray, symprec: float = 0.05) -> list[Group]:
     return list(found.values())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _setting(hall: int) -> tuple[int, np.ndarray, np.ndarray]:
     import spglib
 
     operations = spglib.get_symmetry_from_database(hall)
     kind = spglib.get_spacegroup_type(hall)
-    assert operations is not None and kind is not None
+    assert operations is not None
+    assert kind is not None
     return int(kind.number), operations["rotations"], operations["translations"]
 
 
@@ -113,7 +114,8 @@ def _fingerprint(group: Group) -> bytes:
 
 def sites_of(group: Group) -> list[Site]:
     """Wyckoff positions, those without freedom first; the general position is the last."""
-    return list(_sites(group.rotations.tobytes(), group.translations.tobytes(), len(group.rotations)))
+    w, t = group.rotations, group.translations
+    return list(_sites(w.tobytes(), t.tobytes(), len(w)))
 
 
 @lru_cache(maxsize=1024)
@@ -168,36 +170,34 @@ def _num_free(w: np.ndarray, stable: np.ndarray) -> np.ndarray:
 def _unique_sites(
     w: np.ndarray, t: np.ndarray, points: np.ndarray, stable: np.ndarray
 ) -> list[Site]:
-    free = _num_free(w, stable)
-    order = np.lexsort([-stable.sum(1), free])
-    shifts = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    found: list[tuple[Site, np.ndarray]] = []
-    for p in order:
-        project = w[stable[p]].mean(0)
+    free, order = _num_free(w, stable), stable.sum(1)
+    projects = np.einsum("po,oab->pab", stable, w) / order[:, None, None]
+    shifts = points - np.einsum("pab,pb->pa", projects, points)
+    # Most probes of one axis or plane are told apart by nothing; the rest are compared in turn.
+    keys = np.concatenate([projects.reshape(-1, 9), np.mod(shifts + 1e-6, 1.0)], 1)
+    _, rows = np.unique(np.round(keys, 4), axis=0, return_index=True)
+    cells = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    found: list[Site] = []
+    for p in rows[np.lexsort([-order[rows], free[rows]])]:
+        multiplicity = len(w) // int(order[p])
+        alike = [s for s in found if (s.num_free, len(s.rotations)) == (free[p], multiplicity)]
         image = w @ points[p] + t
-        multiplicity = len(w) // int(stable[p].sum())
-        if any(
-            s.num_free == free[p]
-            and len(s.rotations) == multiplicity
-            and _meets(s, image, w @ project @ np.linalg.inv(w), shifts)
-            for s, _ in found
-        ):
-            continue
+        if alike:
+            turned = w @ projects[p] @ np.linalg.inv(w)
+            if any(_meets(s, image, turned, cells) for s in alike):
+                continue
         _, first = np.unique(np.round(np.mod(image + 1e-6, 1.0), 3), axis=0, return_index=True)
         first = np.sort(first)
-        if len(first) != multiplicity:
-            continue
-        shift = points[p] - project @ points[p]
-        site = Site(project, shift, int(free[p]), w[first], t[first])
-        found.append((site, points[p]))
-    return [s for s, _ in found]
+        if len(first) == multiplicity:
+            found.append(Site(projects[p], shifts[p], int(free[p]), w[first], t[first]))
+    return found
 
 
-def _meets(site: Site, images: np.ndarray, projects: np.ndarray, shifts: np.ndarray) -> bool:
+def _meets(site: Site, images: np.ndarray, projects: np.ndarray, cells: np.ndarray) -> bool:
     """Whether one of the images, of equal freedom, lies on the site itself."""
     parallel = np.abs(projects - site.project).max((1, 2)) < _TOLERANCE
     if not parallel.any():
         return False
-    rest = images[parallel][:, None] + shifts[None]
+    rest = images[parallel][:, None] + cells[None]
     away = rest - rest @ site.project.T - site.shift
     return bool((np.abs(away).max(-1) < _TOLERANCE).any())

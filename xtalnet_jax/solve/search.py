@@ -41,16 +41,18 @@ class SearchSettings(NamedTuple):
 
     num_guesses: int = 20  # first draw, for each composition
     num_cells: int = 4  # cells in which crystals are drawn
-    enough: float = 2.0  # log likelihood per peak below which positions are taken for less precise
+    enough: float = 1.25  # log likelihood per peak below which cells are searched again
     temperature: float = 8.0  # of the cells' log likelihoods: how the drawing is shared
     oversampling: int = 1  # crystals drawn in cells for each one that goes on
     least_share: float = 0.05  # of the drawing; in cells with less no structure is searched
-    solved: float = 0.012  # price of a structure after which no other cell is searched
+    solved: float = 0.008  # price of a structure after which no other cell is searched
     share_found: float = 0.5  # of what goes on: structures found
     share_annealed: float = 0.2  # of what goes on: annealed draws
 
 
 DEFAULT = SearchSettings()
+
+_ATTEMPTS = (indexing.DEFAULT, indexing.DEFAULT, indexing.LENIENT)
 
 
 class Found(NamedTuple):
@@ -65,6 +67,7 @@ class _Cell(NamedTuple):
     lattice: np.ndarray
     score: float
     shift: np.ndarray  # [2] see `positions.true_angle`
+    num_peaks: int  # that were to be explained
 
 
 def search(
@@ -103,7 +106,7 @@ def search(
         cells = _best_cells(guesses, peaks, wavelength, settings)
     else:
         shift = indexing.shift_in(known_cell, peaks, wavelength)
-        cells = [_Cell(i, known_cell, 0.0, shift) for i in range(len(compositions))]
+        cells = [_Cell(i, known_cell, 0.0, shift, 0) for i in range(len(compositions))]
     if cells:
         pattern, peaks = _aligned(pattern, peaks, cells[0].shift)
     shares = _shares([c.score for c in cells], settings)
@@ -144,18 +147,21 @@ def _best_cells(
     wavelength: float,
     settings: SearchSettings,
 ) -> list[_Cell]:
-    """Cells for all compositions, best first; less precise positions where precise ones fail."""
+    """Cells for all compositions, best first; searched again where no cell explains the peaks.
+
+    Scores are log likelihoods relative to peaks of no cell, so those of different precisions
+    compare.
+    """
+    cells: dict[int, list[indexing.Cell]] = {i: [] for i in guesses}
     found: list[_Cell] = []
-    num_peaks = min(int(np.asarray(peaks.mask)[0].sum()), indexing.DEFAULT.num_fine[0])
-    for precision in (indexing.DEFAULT, indexing.LENIENT):
-        found = [
-            _Cell(i, c.lattice, c.score, c.shift)
-            for i, lattices in guesses.items()
-            if lattices
-            for c in indexing.index_cells(lattices, peaks, wavelength, settings=precision)
-        ]
+    for seed, precision in enumerate(_ATTEMPTS):
+        for i, lattices in guesses.items():
+            if lattices:
+                new = indexing.index_cells(lattices, peaks, wavelength, seed, precision)
+                cells[i] = indexing.distinct(cells[i] + new)
+        found = [_Cell(i, *c) for i, own in cells.items() for c in own]
         found = sorted(found, key=lambda c: -c.score)[: settings.num_cells]
-        if found and found[0].score > settings.enough * num_peaks:
+        if found and found[0].score > settings.enough * found[0].num_peaks:
             break
     return found
 

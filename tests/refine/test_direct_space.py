@@ -138,6 +138,29 @@ def test_atoms_keep_to_their_sites(cell, symmetric):
             np.testing.assert_array_equal(move[fixed], 0)
 
 
+def test_axes_of_a_hexagonal_cell_are_kept():
+    """P6_3/mmc, 6h: x, 2x, 1/4, whose projector is not symmetric in fractional coordinates."""
+    g = cells.group("hP", 194)
+    sites = wyckoff.sites_of(g)
+    axis = next(s for s in sites if s.num_free == 1 and len(s.rotations) == 6)
+    pair = next(s for s in sites if s.num_free == 0)
+    assert np.abs(axis.project - axis.project.T).max() > 0.2
+    own = prepared(cells.crystal_on("hP", [axis, pair], [8, 22]))
+    rng = np.random.default_rng(0)
+    p = placement.stacked(placement.random_placements(rng, [axis, pair], [6, 2], CHUNK, 8))
+    found = anneal(KEY, own, [(reflections(own, g), p)], 12, 3.0)[0]
+    move = found.placements.x - p.x
+    along = np.einsum("nsab,nsb->nsa", p.project, move)
+    np.testing.assert_allclose(move, along, atol=2e-6)
+    assert np.abs(move[:, 0]).max() > 0.02
+    in_p1 = reflections(own)
+    atoms = placement.coordinates(found.placements)[:, :8]
+    for x, misfit, contact in zip(atoms, found.misfit, found.contact):
+        right, short = profile_cost(own, in_p1, x)
+        assert misfit == pytest.approx(right, abs=5e-4)
+        assert contact == pytest.approx(DEFAULT.contact_cost * short, abs=1e-4)
+
+
 def test_atoms_in_a_mirror_plane_stay_in_it():
     """Pnma: all atoms on 4c, y = 1/4 or 3/4, while x and z move."""
     g = cells.group("oP", 62)

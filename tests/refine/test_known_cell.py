@@ -8,6 +8,7 @@ from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.elements import ATOMIC_RADII
 from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.data.fixtures import textbook_crystals
+from xtalnet_jax.pxrd.hkl import hkl_table
 from xtalnet_jax.pxrd.simulate import simulate_pattern
 from xtalnet_jax.refine import known_cell, wyckoff
 from xtalnet_jax.refine.wyckoff import P1
@@ -100,6 +101,25 @@ def test_kinds_of_a_group_are_not_equally_strong_without_it(rutile):
     own = next(g for g in wyckoff.groups_of_cell(crystal.lattice) if g.number == 136)
     heights = [profile(cell, g, moved) for g in (P1, own)]
     assert np.abs(heights[0] - heights[1]).max() > 0.1 * heights[0].max()
+
+
+@pytest.mark.parametrize(("name", "number"), [("tP", 75), ("hP", 152), ("mP", 4), ("cP", 195)])
+def test_one_reflection_stands_for_all_of_its_strength(rutile, name, number):
+    """As many kinds as strengths of a crystal in general, Friedel mates alike; 1/d rises."""
+    lattice, g = cells.primitive(name), cells.group(name, number)
+    hkl = hkl_table(lattice[None], 0.9).hkl.astype(int)
+    n = len(hkl)
+    cell = rutile[1]._replace(
+        lattice=lattice, hkl=hkl, amplitude=np.ones((2, n)), shape=np.ones((3, n)), root=np.ones(3)
+    )
+    absent = known_cell.absences(hkl, g)
+    r = known_cell.reflections_of(cell, g, absent, 8)
+    real = r.shape[0] > 0
+    strengths = np.unique(np.round(structure_factors(hkl[~absent], g), 9))
+    assert real.sum() == len(strengths) < (~absent).sum()
+    assert (r.amplitude[0, real] ** 2).sum() == pytest.approx(2 * (~absent).sum())
+    inv_d = np.linalg.norm(r.hkl[real] @ np.linalg.inv(lattice).T, axis=1)
+    assert (np.diff(inv_d) > -1e-5).all()
 
 
 @pytest.mark.parametrize("name", cells.BRAVAIS)

@@ -148,4 +148,4 @@ def test_the_search_climbs():
         values.append(indexing._run(start, observed, settings, widths, 128, 1.1, 0.01)[2][0])
     assert (np.diff(values) > -1e-2).all()
     assert values[-1] > values[0] + 0.1
-    assert not jax.tree.leaves(indexing._distinct([]))
+    assert not jax.tree.leaves(indexing.distinct([]))

@@ -44,7 +44,7 @@ class SearchSettings(NamedTuple):
     enough: float = 1.25  # log likelihood per peak below which cells are searched again
     temperature: float = 8.0  # of the cells' log likelihoods: how the drawing is shared
     oversampling: int = 1  # crystals drawn in cells for each one that goes on
-    least_share: float = 0.05  # of the drawing; in cells with less no structure is searched
+    least_share: float = 0.1  # of the drawing; in cells with less no structure is searched
     solved: float = 0.008  # price of a structure after which no other cell is searched
     share_found: float = 0.5  # of what goes on: structures found
     share_annealed: float = 0.2  # of what goes on: annealed draws

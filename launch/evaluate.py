@@ -29,6 +29,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("skip", 0, "crystals of that order to leave out first")
     flags.DEFINE_bool("refine", True, "refine candidates before ranking")
     flags.DEFINE_bool("profile", True, "compare candidates with the profile; --noprofile is fast")
+    flags.DEFINE_bool("search", True, "look for cells and structures; --nosearch takes plain draws")
     flags.DEFINE_bool("shuffled", True, "also run the control with permuted patterns")
     flags.DEFINE_bool("fit_ranker", False, "fit the ranker to these items: OUT/ranker.json")
     flags.DEFINE_list("fit_with", [], "OUT folders of earlier runs to fit the ranker to as well")
@@ -64,6 +65,7 @@ def main() -> None:
         skip=FLAGS.skip,
         refine=FLAGS.refine,
         profile=FLAGS.profile,
+        search=FLAGS.search,
         shuffled=FLAGS.shuffled,
         fit_ranker=FLAGS.fit_ranker,
         fit_with=tuple(FLAGS.fit_with),

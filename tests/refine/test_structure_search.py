@@ -155,6 +155,31 @@ def test_more_is_tried_until_something_explains_the_pattern(monkeypatch):
     assert asked == [0.05, 0.01]
 
 
+def test_groups_are_looked_at_again_when_the_lattice_gets_others(monkeypatch):
+    """As many as before, or none at all: the lists are compared, not their lengths."""
+    crystal = CRYSTALS["perovskite"]
+    groups = {g.number: g for g in wyckoff.groups_of_cell(crystal.lattice)}
+    lists = iter([[], [groups[221]], [groups[200]]])
+    monkeypatch.setattr(structure_search.wyckoff, "groups_of_cell", lambda *_: next(lists))
+    used = []
+    real = structure_search.wyckoff.sites_of
+    monkeypatch.setattr(
+        structure_search.wyckoff,
+        "sites_of",
+        lambda g: used.append((g.number, len(g.rotations))) or real(g),
+    )
+    tiny = QUICK._replace(
+        rounds=(Round(20, 0, 0.0),), symprecs=(0.05, 0.01, 0.002), solved=0.0, plausible=0.0
+    )
+    solved(crystal, settings=tiny)
+    assert used == [(1, 1), (1, 1), (221, 48), (1, 1), (200, 24)]
+
+
+def test_starts_of_other_contents_are_refused():
+    with pytest.raises(ValueError, match="contents of the cell"):
+        solved(CRYSTALS["rutile"], starts=[CRYSTALS["perovskite"]])
+
+
 def test_contents_that_fit_no_group_give_nothing():
     """Two atoms of each of two elements in a cubic cell of one lattice point."""
     pattern = simulate_pattern([CRYSTALS["perovskite"]])[0]

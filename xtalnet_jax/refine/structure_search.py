@@ -92,12 +92,19 @@ def search_structures(
         settings: see `SearchSettings`.
 
     Raises:
-        ValueError: a pattern that cannot be compared with.
+        ValueError: a pattern that cannot be compared with, a cell without reflections in it, or a
+            start of other contents.
     """
     s = settings
     cell = known_cell.known_cell(
         lattice, atomic_numbers, pattern, s.fwhm, s.floor, s.b_iso, s.contact
     )
+    for c in starts:
+        if sorted(c.atomic_numbers) != cell.atomic_numbers.tolist():
+            raise ValueError(
+                f"a start has the atoms {sorted(np.asarray(c.atomic_numbers).tolist())}, the cell "
+                f"{cell.atomic_numbers.tolist()}; starts must have the contents of the cell"
+            )
     num_nodes = direct_space.num_nodes_for(len(cell.atomic_numbers))
     options: list[_Option] = []
     groups: list[wyckoff.Group] = []
@@ -105,7 +112,7 @@ def search_structures(
     pool: list[Found] = []
     for k, symprec in enumerate(s.symprecs):
         before, groups = groups, wyckoff.groups_of_cell(cell.lattice, symprec)
-        if len(groups) != len(before):
+        if [g.number for g in groups] != [g.number for g in before] or not options:
             options = _options(cell, groups, num_nodes, s)
         drawn = _draw(rng, cell, options, num_nodes, s)
         if k == 0 and starts:
@@ -157,7 +164,7 @@ def _draw(
     """Placements at random for each group, more for groups of high order."""
     counts = np.unique(cell.atomic_numbers, return_counts=True)[1].tolist()
     total = sum(o.weight for o in options)
-    share = settings.rounds[0].num / total
+    share = settings.rounds[0].num / max(total, 1.0)
     out = {}
     for i, option in enumerate(options[1:], 1):
         number = max(4, round(share * option.weight))

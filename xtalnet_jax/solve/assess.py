@@ -55,6 +55,7 @@ def assess(
     num_candidates: int = 20,
     refine: bool = True,
     profile: bool = True,
+    search: bool = True,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Assessed]:
@@ -66,8 +67,10 @@ def assess(
         path: record file; items found in it are not solved again.
         num_candidates: drawn per item.
         refine: fit every candidate to the pattern.
-        profile: use the pattern for more than the generator's condition: cell search and comparison
-            with the profile; without, candidates are single draws described by the similarity.
+        profile: use the pattern for more than the generator's condition; without, candidates are
+            single draws described by the similarity.
+        search: look for cells, and with ``refine`` for structures in them; without, candidates are
+            single draws that are compared with the profile.
         seed: of the generator; item i draws with its own key.
         progress: called with the numbers of items done and to do.
 
@@ -84,6 +87,7 @@ def assess(
         "num_candidates": num_candidates,
         "refine": refine,
         "profile": profile,
+        "search": search,
         "seed": seed,
         "weights": solver.name,
     }
@@ -93,7 +97,7 @@ def assess(
         for i, item in enumerate(items):
             if item.id not in done:
                 key = jax.random.fold_in(jax.random.key(seed), i)
-                found = _assess_one(solver, item, key, num_candidates, refine, profile)
+                found = _assess_one(solver, item, key, asked)
                 line = json.dumps({**asked, **_to_json(found)})
                 file.write(line + "\n")
                 file.flush()
@@ -107,15 +111,14 @@ def _assess_one(
     solver: Solver,
     item: Item,
     key: jax.Array,
-    num_candidates: int,
-    refine: bool,
-    profile: bool,
+    asked: dict[str, Any],
 ) -> Assessed:
+    num_candidates, refine, profile = (asked[k] for k in ("num_candidates", "refine", "profile"))
     start = time.perf_counter()
     pattern = single_wavelength(item.pattern)
     peaks = solver.peaks_of([pattern])
     numbers = np.sort(item.truth.atomic_numbers)
-    if profile:
+    if profile and asked["search"]:
         found = solver.search(key, pattern, peaks, [numbers], num_candidates, anneal=refine)
         proposals = found.crystals
     else:

@@ -40,6 +40,7 @@ class Options(NamedTuple):
     skip: int = 0
     refine: bool = True
     profile: bool = True
+    search: bool = True
     shuffled: bool = True
     fit_ranker: bool = False
     fit_with: tuple[str, ...] = ()  # folders of earlier runs that the ranker is fitted to as well
@@ -78,7 +79,7 @@ def report(
         found = figures.Record(items, groups[0].assessed, groups[0].records, ranker)
         among = {str(i): pool.crystal(k) for k, i in enumerate(pool.id)}
         figures.write_figures(out / "figures", solver, found, among, ("paper", RANKED_BY))
-    text = tables.to_markdown(rows)
+    text = "\n\n".join([tables.to_markdown(rows), *_remarks(solver, groups, options)])
     (out / "results.md").write_text(text + "\n", encoding="utf-8")
     return text
 
@@ -136,7 +137,7 @@ def _assessed(
     kind = _kind(options)
     assessed = assess.assess(
         solver, items, out / f"{kind}.jsonl", options.num_candidates, options.refine,
-        options.profile, options.seed, _progress(control or kind),
+        options.profile, options.search, options.seed, _progress(control or kind),
     )  # fmt: skip
     records = assess.match(items, assessed, out / f"{kind}_matches.jsonl", options.workers)
     matched = assess.matched_flags(assessed, records, RANKED_BY)
@@ -181,16 +182,50 @@ def _generation(
             # An item of which no candidate was left has no attempt, but counts.
             found = match_at_k(attempts, ks, order, [a.id for a in group.assessed])
             rows += tables.generation_rows(found, setting, provenance)
-    if options.profile:
-        confidence = solver.rankers[kind].confidence(group.features)
-        _say_calibration(confidence, group.matched, group.control or kind)
     return rows
 
 
-def _say_calibration(confidence: np.ndarray, matched: np.ndarray, name: str) -> None:
-    error = calibration.expected_calibration_error(confidence, matched)
-    brier = calibration.brier_score(confidence, matched)
-    print(f"{name}: calibration error {error:.3f}, Brier score {brier:.3f}", file=sys.stderr)
+def _remarks(solver: Solver, groups: list[_Group], options: Options) -> list[str]:
+    """What stands under the table: time of each stage, and whether the confidence is right."""
+    out = []
+    for group in groups:
+        own = _time_spent(group)
+        if options.profile:
+            ranker = solver.rankers[_kind(options)]
+            own += " " + _calibration(ranker.confidence(group.features), group)
+        out.append(f"{group.control or _kind(options)}: {own}")
+        print(out[-1], file=sys.stderr)
+    return out
+
+
+def _time_spent(group: _Group) -> str:
+    stages = list(group.assessed[0].seconds)
+    seconds = np.array([[a.seconds[s] for s in stages] for a in group.assessed])
+    shares = seconds.sum(0) / seconds.sum()
+    each = ", ".join(f"{stage} {share:.0%}" for stage, share in zip(stages, shares))
+    total = seconds.sum(1)
+    return f"median time {np.median(total):.1f} s, mean {total.mean():.1f} s ({each})."
+
+
+def _calibration(confidence: np.ndarray, group: _Group) -> str:
+    """Calibration of every candidate, and of the most confident one of each item."""
+    parts = np.cumsum([len(a.candidates) for a in group.assessed])[:-1]
+    first = [
+        start + int(own.argmax())
+        for start, own in zip([0, *parts], np.split(confidence, parts))
+        if len(own)
+    ]
+    errors = [
+        (what, calibration.expected_calibration_error(c, m), calibration.brier_score(c, m))
+        for what, c, m in (
+            ("all candidates", confidence, group.matched),
+            ("the first candidates", confidence[first], group.matched[first]),
+        )
+    ]
+    return "; ".join(
+        f"of {what} the expected calibration error is {error:.3f}, the Brier score {brier:.3f}"
+        for what, error, brier in errors
+    )
 
 
 def _progress(name: str) -> Callable[[int, int], None]:

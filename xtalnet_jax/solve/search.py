@@ -108,7 +108,7 @@ def search(
         shift = indexing.shift_in(known_cell, peaks, wavelength)
         cells = [_Cell(i, known_cell, 0.0, shift, 0) for i in range(len(compositions))]
     if cells:
-        pattern, peaks = _aligned(pattern, peaks, cells[0].shift)
+        pattern, peaks = aligned(pattern, peaks, cells[0].shift)
     shares = _shares([c.score for c in cells], settings)
     structures: list[Structure] = []
     for k, (cell, share) in enumerate(zip(cells, shares)):
@@ -166,7 +166,7 @@ def _best_cells(
     return found
 
 
-def _aligned(pattern: Pattern, peaks: PeakBatch, shift: np.ndarray) -> tuple[Pattern, PeakBatch]:
+def aligned(pattern: Pattern, peaks: PeakBatch, shift: np.ndarray) -> tuple[Pattern, PeakBatch]:
     """Pattern and peaks without the zero shift and displacement that the best cell tells."""
     mask, wavelength = np.asarray(peaks.mask), pattern.wavelength
     measured = two_theta_from_inv_d(np.asarray(peaks.position, float), wavelength)

@@ -37,7 +37,7 @@ def trials(crystals: list[Crystal], sizes: prepare.Sizes, contact: float = 0.9):
     )
 
 
-SIZES = prepare.Sizes(3, 2, 256)
+SIZES = prepare.Sizes(3, 2, 256, 9)
 
 
 def one(sizes: prepare.Sizes = SIZES):
@@ -131,7 +131,7 @@ def test_gradient_agrees_with_finite_differences(kind):
 
 def test_contacts_count_images_of_the_atom_itself():
     c = Crystal(np.array([22]), np.zeros((1, 3)), np.diag([2.0, 5.0, 5.0]))
-    trial = jax.tree.map(lambda a: a[0], trials([c], prepare.Sizes(1, 1, 128), contact=1.0))
+    trial = jax.tree.map(lambda a: a[0], trials([c], prepare.Sizes(1, 1, 128, 3), contact=1.0))
     violation, jacobian = objective.short_contacts(trial.frame, jnp.zeros(14), trial.closest)
     assert float(violation[0]) == pytest.approx(2.8 - 2.0, abs=1e-3)
     by_strain = np.linalg.solve(np.asarray(trial.frame.cell_basis).T, jacobian[0, :6])
@@ -142,7 +142,7 @@ def test_contacts_count_images_of_the_atom_itself():
 def test_padding_changes_nothing(kind):
     target, x = observed(kind), point(9)
     values = []
-    for sizes in (SIZES, prepare.Sizes(5, 4, 512)):
+    for sizes in (SIZES, prepare.Sizes(5, 4, 512, 15)):
         trial = one(sizes)
         num_coord = trial.frame.coord_basis.shape[-1]
         longer = jnp.concatenate([x, jnp.zeros(num_coord - 9)])

@@ -17,6 +17,8 @@ from xtalnet_jax.refine.objective import Target
 from xtalnet_jax.refine.stages import Levels, Trials
 from xtalnet_jax.refine.symmetry import Freedom
 
+FEW_COORDS = 12
+"""Free coordinates of a symmetric crystal that are compiled for; else it is all there can be."""
 NODE_SIZES = (4, 8, 12, 20, 32, 56, 104, 208, 400)
 HKL_SIZES = tuple(128 * 2**k for k in range(8))
 SPECIES_SIZES = (8, 16, 98)
@@ -29,6 +31,7 @@ class Sizes(NamedTuple):
     num_nodes: int
     num_species: int
     num_hkl: int
+    num_coord: int
 
 
 class Observed(NamedTuple):
@@ -191,12 +194,12 @@ def make_trials(
     contact: float,
 ) -> Trials:
     """Pad candidates to one size; reflections beyond ``num_hkl`` (largest 1/d) are left out."""
-    n, (num_nodes, num_species, num_hkl) = len(crystals), sizes
+    n, (num_nodes, num_species, num_hkl, num_coord) = len(crystals), sizes
     frac = np.zeros((n, num_nodes, 3))
     species = np.zeros((n, num_species), np.int32)
     one_hot = np.zeros((n, num_nodes, num_species))
     closest = np.zeros((n, num_nodes, num_nodes))
-    coord = np.zeros((n, num_nodes, 3, 3 * num_nodes))
+    coord = np.zeros((n, num_nodes, 3, num_coord))
     cell = np.zeros((n, 6, 6))
     lattices = np.stack([np.asarray(c.lattice, float) for c in crystals])
     hkl = np.zeros((n, num_hkl, 3))
@@ -222,17 +225,20 @@ def make_trials(
     return Trials(frame, f(closest), num_atoms)
 
 
-def sizes_for(crystals: Sequence[Crystal], inv_d_max: float) -> Sizes:
+def sizes_for(crystals: Sequence[Crystal], inv_d_max: float, num_free: int) -> Sizes:
     """Shapes that hold all of these crystals with their reflections up to ``inv_d_max``.
 
     The reflections of half a sphere number 2/3 pi inv_d_max^3 times the volume of the cell.
+    ``num_free`` is the largest number of free coordinates.
     """
     volume = max(abs(np.linalg.det(np.asarray(c.lattice, float))) for c in crystals)
     reflections = int(2 / 3 * np.pi * inv_d_max**3 * volume * 1.05) + 24
+    num_nodes = _bucket(max(len(c.atomic_numbers) for c in crystals), NODE_SIZES)
     return Sizes(
-        _bucket(max(len(c.atomic_numbers) for c in crystals), NODE_SIZES),
+        num_nodes,
         _bucket(max(len(np.unique(c.atomic_numbers)) for c in crystals), SPECIES_SIZES),
         _bucket(reflections, HKL_SIZES),
+        FEW_COORDS if num_free <= FEW_COORDS else 3 * num_nodes,
     )
 
 
@@ -242,5 +248,5 @@ def _bucket(value: int, sizes: Sequence[int]) -> int:
 
 
 def num_variables(sizes: Sizes) -> int:
-    """Length of the flat vector of variables; three coordinates per atom are enough."""
-    return NUM_SHARED + 3 * sizes.num_nodes
+    """Length of the flat vector of variables."""
+    return NUM_SHARED + sizes.num_coord

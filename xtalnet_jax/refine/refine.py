@@ -1,7 +1,7 @@
 """Fit candidate crystals to a powder pattern: `refine` and `compare`.
 
-1. Every candidate, without symmetry: cell and coordinates against square-root profiles, peaks
-   annealed from wide to narrow.
+1. Every candidate, with the symmetry that it exactly has: cell and coordinates against square-root
+   profiles, peaks annealed from wide to narrow.
 2. Symmetries that the moved candidates nearly have are imposed; each symmetrised copy and the
    candidate itself are annealed on with their own freedom, and the best explanation is kept, where
    free coordinates must earn their number. Then once more, if that one is nearly more symmetric.
@@ -31,6 +31,7 @@ from xtalnet_jax.refine.variants import (
     first_of_equals,
     free_variant,
     price,
+    start_variant,
     symmetric_copies,
 )
 
@@ -85,7 +86,7 @@ def refine(
     observed = prepare.observe(pattern, settings.num_background)
     if not crystals:
         return []
-    variants = [free_variant(i, c) for i, c in enumerate(crystals)]
+    variants = [start_variant(i, c) for i, c in enumerate(crystals)]
     variants = _annealed(variants, observed, settings, settings.first_widths, FIRST_MARGIN, 0)
     best, own = variants, [v._replace(misfit=np.inf) for v in variants]
     for extra in (own, []):
@@ -161,23 +162,32 @@ def _chunks(
     margin: float,
     bins: int,
 ) -> list[tuple[list[int], stages.Trials, np.ndarray]]:
-    """Split into padded chunks of few static shapes: rows, trials, start."""
+    """Split into padded chunks of few static shapes: rows, trials, start.
+
+    Crystals with few free coordinates are apart from the others, for which much more is computed.
+    """
     inv_d_max = observed.inv_d_max * margin
-    sizes = prepare.sizes_for([v.crystal for v in variants], observed.inv_d_max * FIRST_MARGIN)
-    chunk = settings.chunk or _chunk_size(sizes.num_hkl * bins)
+    free = np.array([v.freedom.coord.shape[-1] for v in variants])
+    symmetric = free <= prepare.FEW_COORDS
     out = []
-    for start in range(0, len(variants), chunk):
-        rows = list(range(start, min(start + chunk, len(variants))))
-        chosen = [variants[i] for i in rows + rows[:1] * (chunk - len(rows))]
-        trials = prepare.make_trials(
-            [v.crystal for v in chosen], [v.freedom for v in chosen], inv_d_max, sizes,
-            settings.contact,
-        )  # fmt: skip
-        x = np.zeros((chunk, prepare.num_variables(sizes)), np.float32)
-        x[:, ZERO] = [v.zero for v in chosen]
-        x[:, LOG_FWHM] = np.log(observed.fwhm)
-        x[:, ETA], x[:, FWHM_TAN] = 0.5, 0.3 * observed.fwhm
-        out.append((rows, trials, x))
+    for chosen in (np.flatnonzero(symmetric), np.flatnonzero(~symmetric)):
+        if not len(chosen):
+            continue
+        crystals, most = [v.crystal for v in variants], int(free[chosen].max())
+        sizes = prepare.sizes_for(crystals, observed.inv_d_max * FIRST_MARGIN, most)
+        chunk = settings.chunk or _chunk_size(sizes.num_hkl * bins)
+        for start in range(0, len(chosen), chunk):
+            rows = chosen[start : start + chunk].tolist()
+            filled = [variants[i] for i in rows + rows[:1] * (chunk - len(rows))]
+            trials = prepare.make_trials(
+                [v.crystal for v in filled], [v.freedom for v in filled], inv_d_max, sizes,
+                settings.contact,
+            )  # fmt: skip
+            x = np.zeros((chunk, prepare.num_variables(sizes)), np.float32)
+            x[:, ZERO] = [v.zero for v in filled]
+            x[:, LOG_FWHM] = np.log(observed.fwhm)
+            x[:, ETA], x[:, FWHM_TAN] = 0.5, 0.3 * observed.fwhm
+            out.append((rows, trials, x))
     return out
 
 

@@ -35,6 +35,17 @@ def free_variant(i: int, crystal: Crystal) -> Variant:
     return Variant(i, crystal, operations, symmetry.freedom(crystal, operations))
 
 
+def start_variant(i: int, crystal: Crystal) -> Variant:
+    """The candidate ``i`` with the symmetry that it has to within rounding."""
+    found = symmetry.find_operations(crystal, 1e-3)
+    if found is None or len(found.rotations) == 1:
+        return free_variant(i, crystal)
+    exact = symmetry.impose(crystal, found)
+    if exact is None:
+        return free_variant(i, crystal)
+    return Variant(i, exact, found, symmetry.freedom(exact, found))
+
+
 def symmetric_copies(variant: Variant, settings: RefineSettings) -> list[Variant]:
     """Copies on symmetries that are nearly there: of high order, moving the atoms little."""
     found = symmetry.nearest_symmetries(variant.crystal, settings.symmetry_misfits)

@@ -25,6 +25,8 @@ from xtalnet_jax.refine.prepare import NODE_SIZES
 
 CHUNK = 8
 """Arrangements at once: what they need stays in a small cache."""
+NUM_THREADS = 2
+"""Chunks at once; each is too small to be shared among the cores."""
 
 
 class AnnealSettings(NamedTuple):
@@ -77,7 +79,8 @@ def anneal(
         settings: see `AnnealSettings`.
     """
     scene = _scene(cell, groups[0][1].x.shape[1]) if groups else None
-    work, rows = [], []
+    work: list[tuple[int, Reflections, Placement]] = []
+    rows: list[tuple[int, np.ndarray]] = []
     for g, (reflections, placements) in enumerate(groups):
         for start in range(0, len(placements.x), CHUNK):
             own = np.arange(start, min(start + CHUNK, len(placements.x)))
@@ -97,7 +100,7 @@ def anneal(
         Arrangements(p._replace(x=np.array(p.x)), np.zeros(len(p.x)), np.zeros(len(p.x)))
         for _, p in groups
     ]
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
         for (g, own), (x, misfit, contact) in zip(rows, pool.map(run, work)):
             out[g].placements.x[own] = x[: len(own)]
             out[g].misfit[own], out[g].contact[own] = misfit[: len(own)], contact[: len(own)]
@@ -106,7 +109,7 @@ def anneal(
 
 def num_nodes_for(num_atoms: int) -> int:
     """Number of atoms that placements are padded to."""
-    return next((n for n in NODE_SIZES if n >= num_atoms), NODE_SIZES[-1])
+    return next((n for n in NODE_SIZES if n >= num_atoms), num_atoms)
 
 
 def _scene(cell: KnownCell, num_nodes: int) -> Scene:
@@ -166,7 +169,7 @@ def _anneal(
 
         begin = (start.x, jnp.zeros_like(start.x), jnp.zeros((), start.x.dtype))
         x, _, _ = jax.lax.fori_loop(0, num_steps, step, begin)
-        before, (misfit_before, contact_before) = cost(start.x)
+        before, (misfit_before, contact_before) = cost(jnp.asarray(start.x))
         after, (misfit, contact) = cost(x)
         better = after < before
         return (
@@ -201,7 +204,8 @@ def _contacts(scene: Scene, frac: jax.Array) -> jax.Array:
 def _times(rows: jax.Array, matrix: jax.Array) -> jax.Array:
     """rows @ matrix [3, 3]; written out, because tiny matrix products are slow on CPUs."""
     across = (1,) * (rows.ndim - 1) + (3,)
-    return sum(rows[..., i, None] * matrix[i].reshape(across) for i in range(3))
+    x, y, z = (rows[..., i, None] * matrix[i].reshape(across) for i in range(3))
+    return x + y + z
 
 
 def _coefficients(odd: bool, num: int) -> list[np.float32]:

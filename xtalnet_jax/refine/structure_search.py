@@ -2,8 +2,8 @@
 
 Space groups whose absences contradict the pattern are left out. In all others atoms are put on
 Wyckoff positions at random, moved downhill a little, and the better ones annealed longer and
-longer. What is free must pay for itself, as in `variants.price`, so that a group is preferred to
-its subgroups. As long as nothing explains the pattern, more is tried.
+longer. What is free must pay for itself, so that a group is preferred to its subgroups. As long as
+nothing explains the pattern, more is tried.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SearchSettings(NamedTuple):
     solved: float = 0.008  # price at which no more is tried
     symprecs: tuple[float, ...] = (0.05, 0.01, 0.002)  # angstrom; how near the lattice must be to
     # its symmetry, in each repeat of all rounds
-    surplus: float = 0.03  # how much worse than the best group a group's absences may be
+    surplus: float = 0.03  # misfit that the absences of a group may cause at least
     fwhm: float = 0.2  # degrees, added to the width of the peaks
     floor: float = 0.02  # under the square root, in units of the mean intensity
     b_iso: float = 0.3  # square angstrom
@@ -59,7 +59,7 @@ class Found(NamedTuple):
     crystal: Crystal  # atoms ordered by atomic number
     misfit: float  # 1 - cos^2
     price: float  # misfit with what its freedom and its short contacts cost; order by this
-    space_group: int
+    space_group: int  # searched in; the crystal may have more symmetry
     num_free: int  # coordinates
 
 
@@ -88,7 +88,7 @@ def search_structures(
         atomic_numbers: contents of the cell.
         pattern: measured or calculated, without zero shift.
         starts: crystals of these contents from elsewhere, whose coordinates are annealed in P1 and
-            returned as well.
+            returned as well, unless they became equal to a cheaper structure.
         settings: see `SearchSettings`.
 
     Raises:
@@ -122,7 +122,7 @@ def search_structures(
         new = _selected(jax.random.fold_in(key, k + 1), cell, options, drawn, s)
         again = bool(pool and new) and abs(_cheapest(new) / _cheapest(pool) - 1) < s.same_price
         pool = _different(sorted(pool + new, key=lambda f: f.price), s)
-        if not pool or pool[0].price < (s.plausible if again else s.solved):
+        if pool[0].price < (s.plausible if again else s.solved):
             break
     return pool
 
@@ -143,7 +143,7 @@ def _options(
     cell: KnownCell, groups: list[wyckoff.Group], num_nodes: int, settings: SearchSettings
 ) -> list[_Option]:
     """P1 for starts from elsewhere, then the groups whose absences the pattern allows."""
-    out = []
+    out: list[_Option] = []
     for group in (wyckoff.P1, *groups):
         absent = known_cell.absences(cell.hkl, group)
         if known_cell.unexplained(cell, absent) > settings.surplus:
@@ -165,7 +165,7 @@ def _draw(
     counts = np.unique(cell.atomic_numbers, return_counts=True)[1].tolist()
     total = sum(o.weight for o in options)
     share = settings.rounds[0].num / max(total, 1.0)
-    out = {}
+    out: dict[int, list[Placement]] = {}
     for i, option in enumerate(options[1:], 1):
         number = max(4, round(share * option.weight))
         drawn = placement.random_placements(rng, option.sites, counts, number, num_nodes)
@@ -225,7 +225,7 @@ def _best(
 
 
 def _different(found: list[Found], settings: SearchSettings) -> list[Found]:
-    """Each structure once, as it was found first."""
+    """Of structures ordered by price each once."""
     out: list[Found] = []
     prints: list[np.ndarray] = []
     for f in found:

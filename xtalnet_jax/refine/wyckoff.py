@@ -51,39 +51,45 @@ def groups_of_cell(lattice: np.ndarray, symprec: float = 0.05) -> list[Group]:
     """
     import spglib
 
-    point: Any = (np.asarray(lattice, float), np.zeros((1, 3)), [1])
-    data = spglib.get_symmetry_dataset(point, symprec=symprec)
+    lattice = np.asarray(lattice, float)
+    point: Any = (lattice, np.zeros((1, 3)), [1])
+    try:
+        data = spglib.get_symmetry_dataset(point, symprec=symprec)
+    except spglib.error.SpglibError:  # what later versions raise instead of returning None
+        data = None
     if data is None:
         return groups_of_cell(lattice, symprec / 2) if symprec > 1e-3 else []
     to_conventional = np.asarray(data.transformation_matrix, float)
     family = bisect(_LAST_OF_FAMILY, data.number)
-    metric = np.asarray(lattice) @ np.asarray(lattice).T
-    size = np.trace(metric)
+    metric = lattice @ lattice.T
+    # Of lattice vectors that are off by symprec.
+    tolerance = 2.5 * symprec * float(np.sqrt(np.diag(metric).max()))
     found: dict[tuple[int, bytes], Group] = {}
     for setting in range(1, _NUM_SETTINGS + 1):
-        number, rotations, translations = _setting(setting)
-        if bisect(_LAST_OF_FAMILY, number) != family:
+        number, choice, rotations, translations = _setting(setting)
+        # Choice 1 has the origin elsewhere than choice 2, which every such group has as well.
+        if bisect(_LAST_OF_FAMILY, number) != family or choice.startswith("1"):
             continue
         group = _in_cell(number, rotations, translations, to_conventional)
         if group is None:
             continue
         w = group.rotations.astype(float)
         turned = np.einsum("oji,jk,okl->oil", w, metric, w)
-        if np.abs(turned - metric).max() > 0.02 * size:
+        if np.abs(turned - metric).max() > tolerance:
             continue
         found.setdefault((number, _fingerprint(group)), group)
     return list(found.values())
 
 
 @cache
-def _setting(hall: int) -> tuple[int, np.ndarray, np.ndarray]:
+def _setting(hall: int) -> tuple[int, str, np.ndarray, np.ndarray]:
     import spglib
 
     operations = spglib.get_symmetry_from_database(hall)
     kind = spglib.get_spacegroup_type(hall)
     assert operations is not None
     assert kind is not None
-    return int(kind.number), operations["rotations"], operations["translations"]
+    return int(kind.number), kind.choice, operations["rotations"], operations["translations"]
 
 
 def _in_cell(

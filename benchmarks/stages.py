@@ -35,9 +35,9 @@ NUM_LOOKED_AT = 10
 
 def same_cell(a: np.ndarray, b: np.ndarray, tolerance: float = 0.01) -> bool:
     """Whether two lattices have the same Niggli-reduced lengths and the same volume."""
-    lengths = [np.sort(np.linalg.norm(niggli_transform(x) @ x, axis=1)) for x in (a, b)]
-    volumes = [abs(np.linalg.det(x)) for x in (a, b)]
-    return bool(np.allclose(*lengths, rtol=tolerance) and np.isclose(*volumes, rtol=3 * tolerance))
+    first, second = (np.sort(np.linalg.norm(niggli_transform(x) @ x, axis=1)) for x in (a, b))
+    ratio = abs(np.linalg.det(a) / np.linalg.det(b))
+    return bool(np.allclose(first, second, rtol=tolerance) and abs(ratio - 1) < 3 * tolerance)
 
 
 def stages_of(solver: Solver, item: assess.Item, key: jax.Array) -> dict[str, Any]:

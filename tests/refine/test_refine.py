@@ -10,7 +10,7 @@ from xtalnet_jax.pxrd.pattern import Pattern
 from xtalnet_jax.pxrd.simulate import simulate_pattern
 from xtalnet_jax.refine.refine import compare, refine
 from xtalnet_jax.refine.settings import RefineSettings
-from xtalnet_jax.refine.variants import displacement
+from xtalnet_jax.refine.variants import displacement, free_variant, promising, start_variant
 
 INSTRUMENT = Instrument(w=0.01, u=0.0, x=0.0, y=0.0, eta=0.4)
 SETTINGS = RefineSettings(chunk=3)
@@ -185,3 +185,18 @@ def test_equal_candidates_are_fitted_once(rutile):
     assert other.crystal is one.crystal
     apart = refine([truth, swapped], noisy, SETTINGS)
     assert apart[1].crystal is not apart[0].crystal
+
+
+def test_hopeless_candidates_are_told_by_their_misfit():
+    one = free_variant(0, textbook_crystals()["rutile"])
+    variants = [one._replace(misfit=m) for m in (0.002, 0.02, 0.03, np.inf)]
+    assert promising(variants, SETTINGS._replace(hopeless=8.0)) == [0, 1]  # 8 (0.002 + 0.001)
+    assert promising(variants, SETTINGS) == [0, 1, 2, 3]
+
+
+def test_an_exactly_symmetric_candidate_keeps_its_symmetry():
+    truth = textbook_crystals()["rutile"]
+    symmetric, free = start_variant(0, truth), start_variant(1, shaken(truth, 0.0, 0.05, 0))
+    assert symmetric.operations.number == 136
+    assert symmetric.freedom.coord.shape[-1] == 1
+    assert free.operations.number == 1

@@ -2,7 +2,7 @@
 
 1. Every candidate, with the symmetry that it exactly has: cell and coordinates against square-root
    profiles, peaks annealed from wide to narrow.
-2. Symmetries that the moved candidates nearly have are imposed; each symmetrised copy and the
+2. Symmetries that promising candidates nearly have are imposed; each symmetrised copy and the
    candidate itself are annealed on with their own freedom, and the best explanation is kept, where
    free coordinates must earn their number. Then once more, if that one is nearly more symmetric.
 3. Profile refinement of that one: cell, coordinates, zero shift, peak shape, B, scale, background.
@@ -31,6 +31,7 @@ from xtalnet_jax.refine.variants import (
     first_of_equals,
     free_variant,
     price,
+    promising,
     start_variant,
     symmetric_copies,
 )
@@ -88,16 +89,18 @@ def refine(
         return []
     variants = [start_variant(i, c) for i, c in enumerate(crystals)]
     variants = _annealed(variants, observed, settings, settings.first_widths, FIRST_MARGIN, 0)
-    best, own = variants, [v._replace(misfit=np.inf) for v in variants]
+    best, going = variants, promising(variants, settings)
+    own = [best[i]._replace(misfit=np.inf) for i in going]
     for extra in (own, []):
         # The second time, moved atoms may show a symmetry that was hidden before.
-        copies = [c for v in best for c in symmetric_copies(v, settings)] + extra
+        copies = [c for i in going for c in symmetric_copies(best[i], settings)] + extra
         copies = _annealed(copies, observed, settings, settings.second_widths, SECOND_MARGIN, 1)
         pool = copies if extra else [*best, *copies]
-        best = [
-            min((v for v in pool if v.source == i), key=partial(price, settings=settings))
-            for i in range(len(crystals))
-        ]
+        cheapest = {
+            i: min((v for v in pool if v.source == i), key=partial(price, settings=settings))
+            for i in going
+        }
+        best = [cheapest.get(i, v) for i, v in enumerate(best)]
     first = first_of_equals(best, settings.equal_misfits)
     kept = sorted(set(first))
     fits = _profile_fits([best[i] for i in kept], observed, settings, free=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 
 class RefineSettings(NamedTuple):
     """How to refine; the defaults were tuned on perturbed validation crystals.
@@ -23,6 +25,7 @@ class RefineSettings(NamedTuple):
     symmetry_misfits: tuple[float, ...] = (0.1, 0.2, 0.35, 0.5, 0.7)  # angstrom; () for none
     max_variants: int = 3  # symmetrised copies per candidate
     symmetry_scale: float = 0.15  # angstrom of displacement that cost a factor e of the order
+    hopeless: float = np.inf  # candidates with so many times the misfit of the best are given up
     price: float = 0.1  # factor on the misfit per free coordinate, as 1 + price * number
     misfit_floor: float = 1e-3  # misfits below are as good as 0
     contact: float = 0.7  # shortest distance allowed, in sums of atomic radii
@@ -36,5 +39,5 @@ class RefineSettings(NamedTuple):
 
 
 DEFAULT = RefineSettings()
-MANY = DEFAULT._replace(equal_misfits=3e-3)
-"""For many candidates of one pattern, of which some become the same."""
+MANY = DEFAULT._replace(equal_misfits=3e-3, hopeless=8.0)
+"""For many candidates of one pattern, of which some become the same and most are wrong."""

@@ -69,6 +69,12 @@ def price(variant: Variant, settings: RefineSettings) -> float:
     return (variant.misfit + settings.misfit_floor) * (1 + settings.price * num)
 
 
+def promising(variants: list[Variant], settings: RefineSettings) -> list[int]:
+    """Which variants may yet win: a misfit within a factor of the best one."""
+    most = settings.hopeless * (min(v.misfit for v in variants) + settings.misfit_floor)
+    return [i for i, v in enumerate(variants) if v.misfit <= most]
+
+
 def first_of_equals(variants: list[Variant], tolerance: float) -> list[int]:
     """For each variant the first one that became the same structure, or itself."""
     out: list[int] = []

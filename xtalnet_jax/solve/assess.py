@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from xtalnet_jax import compilation
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.evaluation.generation import Attempt, attempts_from_records
 from xtalnet_jax.evaluation.matching import MatchPair, load_match_records, match_many
@@ -114,6 +115,7 @@ def _assess_one(
     asked: dict[str, Any],
 ) -> Assessed:
     num_candidates, refine, profile = (asked[k] for k in ("num_candidates", "refine", "profile"))
+    compilation.make_room()
     start = time.perf_counter()
     pattern = single_wavelength(item.pattern)
     peaks = solver.peaks_of([pattern])

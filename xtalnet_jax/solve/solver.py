@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from xtalnet_jax import tasks
+from xtalnet_jax import compilation, tasks
 from xtalnet_jax.crystals.crystal import Crystal, stack_crystals, unstack_crystals
 from xtalnet_jax.crystals.elements import atomic_numbers_from_formula
 from xtalnet_jax.crystals.reduction import standardise
@@ -98,6 +98,7 @@ class Solver(NamedTuple):
         """
         from xtalnet_jax.refine.prepare import observe
 
+        compilation.make_room()
         clock, seconds, warnings = time.perf_counter, {}, []
         known_cell, group, units = self.check(formula, num_candidates, z, lattice, space_group)
         observe(pattern, 1)  # complains now, not after the candidates were drawn

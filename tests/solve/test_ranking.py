@@ -9,7 +9,7 @@ from scipy.special import expit
 from xtalnet_jax.solve import ranking
 
 NUM = len(ranking.FEATURES)
-TRUE = np.array([-2.0, -0.5, 1.0, 0.0, 3.0, -0.7, 0.2, -1.0])
+TRUE = np.array([-2.0, -0.5, 1.0, 0.0, 3.0, -0.7, 0.2, -1.0, 0.6])
 
 
 def data(n: int = 20000) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +79,14 @@ def test_file_of_another_version_is_refused(tmp_path):
 def test_features_in_order_and_bounded():
     row = ranking.feature_matrix(
         np.array([1.0]), np.array([0.0]), np.array([0.5]), np.array([0.25]),
-        np.array([9.0]), np.array([10]), np.array([3]), np.array([7.0]),
+        np.array([9.0]), np.array([10]), np.array([3]), np.array([7.0]), np.array([0]),
     )  # fmt: skip
-    np.testing.assert_allclose(row, [[-4, -3, 0.5, 0.25, 1.2, np.log(10), np.log(4), 2.0]])
-    assert ranking.feature_matrix(*[np.zeros(0)] * 8).shape == (0, NUM)
+    np.testing.assert_allclose(row, [[-4, -3, 0.5, 0.25, 1.2, np.log(10), np.log(4), 2.0, 2.0]])
+    assert ranking.feature_matrix(*[np.zeros(0)] * 9).shape == (0, NUM)
+
+
+def test_lead_is_over_the_best_other_structure():
+    cosine = 1 - np.array([0.001, 0.001, 0.1, 0.01])
+    group = np.array([0, 0, 1, 2])  # the second is the first structure again
+    rows = ranking.feature_matrix(cosine, *[np.ones(4)] * 7, group)
+    np.testing.assert_allclose(rows[:, -1], [1.0, 1.0, -2.0, -1.0], atol=1e-9)

@@ -26,10 +26,11 @@ FEATURES = (
     "log_num_atoms",
     "log_num_free",
     "moved",
+    "lead",
 )
 """Names and order of the ranker's inputs, see `feature_matrix`."""
 
-SIGNS = {"log_misfit": -1, "log_rwp_net": -1, "similarity": 1, "votes": 1}
+SIGNS = {"log_misfit": -1, "log_rwp_net": -1, "similarity": 1, "votes": 1, "lead": 1}
 """Directions that are known: a better fit or more votes never make a structure less likely."""
 
 
@@ -85,6 +86,7 @@ def feature_matrix(
     num_atoms: np.ndarray,
     num_free: np.ndarray,
     moved: np.ndarray,
+    group: np.ndarray,
 ) -> np.ndarray:
     """Return the ranker's inputs, [n, num_features].
 
@@ -97,9 +99,12 @@ def feature_matrix(
         num_atoms: atoms in the cell.
         num_free: structural parameters that were free in the refinement, 0 without one.
         moved: rms displacement of the atoms by the refinement, angstrom.
+        group: [n] int, equal for candidates that are the same structure: a fit counts more if no
+            other structure comes near it.
     """
+    log_misfit = np.log10(np.clip(1.0 - np.asarray(cosine, float), 1e-4, None))
     columns = (
-        np.log10(np.clip(1.0 - np.asarray(cosine, float), 1e-4, None)),
+        log_misfit,
         np.log10(np.clip(rwp_net, 1e-3, 3.0)),
         similarity,
         votes,
@@ -107,8 +112,19 @@ def feature_matrix(
         np.log(num_atoms),
         np.log1p(num_free),
         np.clip(moved, 0.0, 2.0),
+        _lead(log_misfit, np.asarray(group)),
     )
     return np.stack([np.broadcast_to(np.asarray(c, float), np.shape(cosine)) for c in columns], -1)
+
+
+def _lead(log_misfit: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """By how much each misfit is smaller than that of the best other structure, -2 to 2."""
+    out = np.full(len(group), 2.0)
+    for i, own in enumerate(group):
+        others = log_misfit[group != own]
+        if len(others):
+            out[i] = others.min() - log_misfit[i]
+    return np.clip(out, -2.0, 2.0)
 
 
 def load_rankers(path: str | Path) -> dict[str, Ranker]:

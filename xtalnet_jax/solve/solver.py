@@ -333,7 +333,15 @@ def features_of(fit: Fit, merge: bool = True) -> Features:
     contact = np.array([plausibility.shortest_contact(c) for c in fit.crystals])
     sizes = np.array([len(c.atomic_numbers) for c in fit.crystals])
     matrix = ranking.feature_matrix(
-        fit.cosine, fit.rwp_net, fit.similarity, votes, contact, sizes, fit.num_free, fit.moved
+        fit.cosine,
+        fit.rwp_net,
+        fit.similarity,
+        votes,
+        contact,
+        sizes,
+        fit.num_free,
+        fit.moved,
+        group,
     )
     return Features(matrix, group)
 

@@ -27,7 +27,8 @@ from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.data.sources import open_source
 from xtalnet_jax.evaluation.matching import STRICT, match_rmse
 from xtalnet_jax.pxrd.simulate import simulate_pattern
-from xtalnet_jax.refine.refine import Refined, compare, refine
+from xtalnet_jax.refine.profile_fit import Refined
+from xtalnet_jax.refine.refine import compare, refine
 from xtalnet_jax.refine.settings import RefineSettings
 from xtalnet_jax.refine.variants import displacement
 

@@ -17,7 +17,7 @@ from xtalnet_jax.crystals.lattice import parameters_from_matrix
 from xtalnet_jax.data.fixtures import textbook_set
 from xtalnet_jax.pretrained.weights import save_weights
 from xtalnet_jax.pxrd.pattern import Pattern
-from xtalnet_jax.refine.refine import Refined
+from xtalnet_jax.refine.profile_fit import Refined
 from xtalnet_jax.solve.ranking import FEATURES, Ranker, save_rankers
 from xtalnet_jax.solve.solution import Candidate, Solution
 

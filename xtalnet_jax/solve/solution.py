@@ -11,7 +11,7 @@ from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.pxrd.pattern import Pattern
 
 if TYPE_CHECKING:
-    from xtalnet_jax.refine.refine import Refined
+    from xtalnet_jax.refine.profile_fit import Refined
 
 MATCH, UNCERTAIN, NONE = "match", "uncertain", "none"
 

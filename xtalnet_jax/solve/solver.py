@@ -31,7 +31,7 @@ from xtalnet_jax.solve.solution import Candidate, Solution, verdict_of
 from xtalnet_jax.types import Params
 
 if TYPE_CHECKING:
-    from xtalnet_jax.refine.refine import Refined
+    from xtalnet_jax.refine.profile_fit import Refined
 
 Report = Callable[[str], None]
 

@@ -68,6 +68,8 @@ def rutile():
 @pytest.mark.parametrize("name", TEXTBOOK)
 def test_the_truth_fits_in_its_group_in_subgroups_and_in_p1(name):
     crystal = standardise(textbook_crystals()[name])
+    if name == "cuprite":  # listed with the origin of choice 1; groups have that of choice 2
+        crystal = crystal._replace(frac_coords=(crystal.frac_coords + 0.25) % 1.0)
     cell = prepared(crystal)
     free = profile(cell, P1, crystal)
     assert misfit(cell, free) < 1e-3

@@ -17,7 +17,7 @@ from xtalnet_jax.evaluation.tables import load_results
 from xtalnet_jax.pretrained.weights import BUNDLED
 from xtalnet_jax.pxrd.pattern import Pattern
 from xtalnet_jax.pxrd.simulate import lines_of, simulate_pattern
-from xtalnet_jax.solve import assess, report_card
+from xtalnet_jax.solve import assess, ranking, report_card
 from xtalnet_jax.solve.solver import Fit, Solver, load_solver
 
 TEXTBOOK = textbook_crystals()
@@ -229,7 +229,7 @@ def test_assessment_goes_on_after_a_cut_line(tiny_solver, tmp_path, monkeypatch)
 
 
 def test_repeated_structures_are_scored_behind_different_ones(tiny_solver):
-    features = np.zeros((3, 8))
+    features = np.zeros((3, len(ranking.FEATURES)))
     features[:, 0] = (-3.0, -2.9, -1.0)  # log_misfit: the first two are the best
     found = assess.Assessed("a", [SALT] * 3, features, np.array([0, 0, 1]), {})
     records = [_record("a", k, rmse) for k, rmse in enumerate((None, 0.1, 0.2))]

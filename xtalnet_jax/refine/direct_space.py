@@ -21,7 +21,7 @@ import numpy as np
 from xtalnet_jax.refine import known_cell
 from xtalnet_jax.refine.known_cell import KnownCell, Reflections
 from xtalnet_jax.refine.placement import Placement
-from xtalnet_jax.refine.prepare import NODE_SIZES
+from xtalnet_jax.refine.prepare import NODE_SIZES, bucket
 
 CHUNK = 8
 """Arrangements at once: what they need stays in a small cache."""
@@ -109,14 +109,13 @@ def anneal(
 
 def num_nodes_for(num_atoms: int) -> int:
     """Number of atoms that placements are padded to."""
-    return next((n for n in NODE_SIZES if n >= num_atoms), num_atoms)
+    return max(bucket(num_atoms, NODE_SIZES), num_atoms)
 
 
 def _scene(cell: KnownCell, num_nodes: int) -> Scene:
     root, closest = known_cell.padded(cell, num_nodes)
     lattice = cell.lattice.astype(np.float32)
-    counts = (np.float32(len(v)) for v in (cell.root, cell.atomic_numbers))
-    num_angles, num_atoms = counts
+    num_angles, num_atoms = (np.float32(len(v)) for v in (cell.root, cell.atomic_numbers))
     return Scene(lattice, root, num_angles, np.float32(cell.floor), closest, num_atoms)
 
 

@@ -145,12 +145,12 @@ def reflections_of(
     """
     rows = np.flatnonzero(~absent)
     first, multiplicity = _kinds(cell.hkl[rows], group)
-    num_hkl = _bucket(len(first), REFLECTION_SIZES)
+    num_hkl = prepare.bucket(len(first), REFLECTION_SIZES)
     rows, multiplicity = rows[first][:num_hkl], multiplicity[:num_hkl]
     n = len(rows)
     hkl = np.zeros((num_hkl, 3), np.float32)
     amplitude = np.zeros((num_nodes, num_hkl), np.float32)
-    shape = np.zeros((_bucket(len(cell.root), ANGLE_SIZES), num_hkl), np.float32)
+    shape = np.zeros((prepare.bucket(len(cell.root), ANGLE_SIZES), num_hkl), np.float32)
     hkl[:n] = cell.hkl[rows]
     species = np.unique(cell.atomic_numbers, return_inverse=True)[1]
     amplitude[: len(species), :n] = (cell.amplitude[:, rows] * np.sqrt(2.0 * multiplicity))[species]
@@ -173,13 +173,9 @@ def _kinds(hkl: np.ndarray, group: Group) -> tuple[np.ndarray, np.ndarray]:
 
 def padded(cell: KnownCell, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """The square root of the pattern, and the shortest distances, in compiled sizes."""
-    root = np.zeros(_bucket(len(cell.root), ANGLE_SIZES), np.float32)
+    root = np.zeros(prepare.bucket(len(cell.root), ANGLE_SIZES), np.float32)
     root[: len(cell.root)] = cell.root
     n = len(cell.atomic_numbers)
     closest = np.zeros((num_nodes, num_nodes), np.float32)
     closest[:n, :n] = cell.closest
     return root, closest
-
-
-def _bucket(value: int, sizes: tuple[int, ...]) -> int:
-    return next((s for s in sizes if s >= value), sizes[-1])

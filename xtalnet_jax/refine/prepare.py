@@ -233,16 +233,16 @@ def sizes_for(crystals: Sequence[Crystal], inv_d_max: float, num_free: int) -> S
     """
     volume = max(abs(np.linalg.det(np.asarray(c.lattice, float))) for c in crystals)
     reflections = int(2 / 3 * np.pi * inv_d_max**3 * volume * 1.05) + 24
-    num_nodes = _bucket(max(len(c.atomic_numbers) for c in crystals), NODE_SIZES)
+    num_nodes = bucket(max(len(c.atomic_numbers) for c in crystals), NODE_SIZES)
     return Sizes(
         num_nodes,
-        _bucket(max(len(np.unique(c.atomic_numbers)) for c in crystals), SPECIES_SIZES),
-        _bucket(reflections, HKL_SIZES),
+        bucket(max(len(np.unique(c.atomic_numbers)) for c in crystals), SPECIES_SIZES),
+        bucket(reflections, HKL_SIZES),
         FEW_COORDS if num_free <= FEW_COORDS else 3 * num_nodes,
     )
 
 
-def _bucket(value: int, sizes: Sequence[int]) -> int:
+def bucket(value: int, sizes: Sequence[int]) -> int:
     """Smallest of ``sizes`` that holds ``value``, or the largest there is."""
     return next((s for s in sizes if s >= value), sizes[-1])
 

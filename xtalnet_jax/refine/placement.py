@@ -11,6 +11,9 @@ from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.refine.wyckoff import Site
 
 _TRIES = 20
+_TASTES = (1.0, 1.0, 0.0, -1.0)
+"""Powers of a site's size and freedom that its chance is proportional to; one is drawn for each
+placement. Most structures prefer large free sites, layered and ordered ones small special sites."""
 
 
 class Placement(NamedTuple):
@@ -65,7 +68,7 @@ def random_placements(
     """Draw occupations of the sites by all elements, and positions in them, at random.
 
     Atoms come element by element in the order of ``counts``. Large sites with much freedom are
-    preferred, as in nature. Placements without any freedom are listed once each.
+    preferred in half of the draws. Placements without any freedom are listed once each.
 
     Args:
         rng: draws.
@@ -116,12 +119,13 @@ def _occupation(
     """Sites in the order of the elements; None where special positions ran out."""
     vacant = np.ones(len(size), bool)
     found: dict[int, list[int]] = {}
+    taste = (size * (1.0 + free)) ** rng.choice(_TASTES)
     for element in rng.permutation(len(counts)):
         rest, own = counts[element], []
         while rest > 0:
             left = rest - size
             possible = vacant & (left >= 0) & reachable[np.maximum(left, 0)]
-            weight = possible * size * (1.0 + free)
+            weight = possible * taste
             if not possible.any():
                 return None
             i = int(rng.choice(len(size), p=weight / weight.sum()))

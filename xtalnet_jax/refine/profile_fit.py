@@ -13,6 +13,7 @@ from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.pxrd.pattern import Pattern
 from xtalnet_jax.refine import model, objective, prepare, stages
 from xtalnet_jax.refine.chunks import LAST_MARGIN, chunks_of, moved_crystals, placed, strengths_of
+from xtalnet_jax.refine.decomposition import decomposed_rwp
 from xtalnet_jax.refine.settings import RefineSettings
 from xtalnet_jax.refine.stages import B_ISO, CELL, COORD, ETA, FWHM_TAN, LOG_FWHM, ZERO
 from xtalnet_jax.refine.variants import Variant
@@ -24,6 +25,7 @@ class Refined(NamedTuple):
     crystal: Crystal
     rwp: float  # weighted profile residual, 0..1
     rwp_net: float  # the same relative to the profile without background, 0..1 and above
+    rwp_cell: float  # what the cell alone reaches with free intensities, see `decomposition`
     cosine: float  # of the square-root profiles, background subtracted, peaks a little widened
     zero_shift: float  # degrees 2-theta
     fwhm: float  # constant part of the peak width, degrees
@@ -162,6 +164,7 @@ def _result(
     below = np.polynomial.chebyshev.chebval(u, background) if len(background) else 0.0
     calculated = pattern._replace(intensity=np.asarray(scale * curve + below), sigma=None, meta={})
     esd = np.sqrt(np.maximum(np.diagonal(fitted.covariance[k]), 0.0))
+    shape = float(x[ZERO]), float(np.exp(x[LOG_FWHM])), float(x[FWHM_TAN]), float(x[ETA])
     # d FWHM = FWHM d log FWHM
     uncertain = {
         "zero_shift": esd[ZERO], "fwhm": esd[LOG_FWHM] * np.exp(x[LOG_FWHM]),
@@ -172,11 +175,12 @@ def _result(
         rwp=float(fitted.rwp[k]),
         rwp_net=float(fitted.rwp[k])
         * _background_factor(observed, np.asarray(fitted.linear[k, 1:])),
+        rwp_cell=decomposed_rwp(v.crystal, observed, *shape),
         cosine=cosine,
-        zero_shift=float(x[ZERO]),
-        fwhm=float(np.exp(x[LOG_FWHM])),
-        fwhm_tan=float(x[FWHM_TAN]),
-        eta=float(x[ETA]),
+        zero_shift=shape[0],
+        fwhm=shape[1],
+        fwhm_tan=shape[2],
+        eta=shape[3],
         b_iso=float(x[B_ISO]),
         scale=float(scale),
         background=np.asarray(background),

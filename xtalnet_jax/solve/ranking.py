@@ -20,6 +20,7 @@ from scipy.special import expit
 FEATURES = (
     "log_misfit",
     "log_rwp_net",
+    "excess",
     "similarity",
     "votes",
     "contact",
@@ -30,7 +31,9 @@ FEATURES = (
 )
 """Names and order of the ranker's inputs, see `feature_matrix`."""
 
-SIGNS = {"log_misfit": -1, "log_rwp_net": -1, "similarity": 1, "votes": 1, "lead": 1}
+SIGNS = {
+    "log_misfit": -1, "log_rwp_net": -1, "excess": -1, "similarity": 1, "votes": 1, "lead": 1
+}  # fmt: skip
 """Directions that are known: a better fit or more votes never make a structure less likely."""
 
 
@@ -80,6 +83,7 @@ def ranker_from_config(config: Mapping[str, Any]) -> Ranker:
 def feature_matrix(
     cosine: np.ndarray,
     rwp_net: np.ndarray,
+    rwp_cell: np.ndarray,
     similarity: np.ndarray,
     votes: np.ndarray,
     contact: np.ndarray,
@@ -93,6 +97,7 @@ def feature_matrix(
     Args:
         cosine: cosine of square-root profiles after refinement, 0..1.
         rwp_net: weighted profile residual without background, 0..1 and above.
+        rwp_cell: the same, if every line of the cell had the intensity that fits best.
         similarity: cosine similarity of pattern and crystal embedding.
         votes: share of the candidates that are the same structure, 0..1.
         contact: smallest distance over the sum of the two atomic radii.
@@ -106,6 +111,7 @@ def feature_matrix(
     columns = (
         log_misfit,
         np.log10(np.clip(rwp_net, 1e-3, 3.0)),
+        _excess(rwp_net, rwp_cell),
         similarity,
         votes,
         np.clip(contact, 0.0, 1.2),
@@ -115,6 +121,11 @@ def feature_matrix(
         _lead(log_misfit, np.asarray(group)),
     )
     return np.stack([np.broadcast_to(np.asarray(c, float), np.shape(cosine)) for c in columns], -1)
+
+
+def _excess(rwp_net: np.ndarray, rwp_cell: np.ndarray) -> np.ndarray:
+    """How much worse than its cell a structure fits, 0 to 1; below 5 % of R_wp little matters."""
+    return np.clip(np.log10((rwp_net + 0.05) / (rwp_cell + 0.05)), 0.0, 1.0)
 
 
 def _lead(log_misfit: np.ndarray, group: np.ndarray) -> np.ndarray:

@@ -5,7 +5,8 @@
    compositions compete for the same peaks, this also judges the number of formula units.
 3. The generator draws crystals inside the best cells.
 4. In these cells structures are searched in direct space: atoms on the Wyckoff positions of every
-   space group that the pattern allows, and the draws with all atoms free.
+   space group that the pattern allows, and the draws with all atoms free; in the best cell more is
+   tried until something explains the pattern.
 5. Half of what goes on are the structures found; the rest are annealed draws and the draws whose
    lines agree best with the peaks, among them the first draw, scaled to the peaks, in case that no
    cell was right.
@@ -29,7 +30,7 @@ from xtalnet_jax.pxrd.pattern import (
 )
 from xtalnet_jax.refine import indexing, positions
 from xtalnet_jax.refine.structure_search import Found as Structure
-from xtalnet_jax.refine.structure_search import search_structures
+from xtalnet_jax.refine.structure_search import Searched, begin_search, continue_search
 from xtalnet_jax.solve import screen
 
 ProposeFn = Callable[..., list[Crystal]]
@@ -110,7 +111,7 @@ def search(
     if cells:
         pattern, peaks = aligned(pattern, peaks, cells[0].shift)
     shares = _shares([c.score for c in cells], settings)
-    structures: list[Structure] = []
+    begun: list[Searched] = []
     for k, (cell, share) in enumerate(zip(cells, shares)):
         numbers = compositions[cell.composition]
         lattice, num_drawn = standard_frame(cell.lattice), round(share * most)
@@ -119,15 +120,22 @@ def search(
             own = jax.random.fold_in(key_draw, k)
             inside = propose(own, numbers, num_drawn, np.tile(lattice, (num_drawn, 1, 1)))
         drawn += inside
-        solved = any(s.price < settings.solved for s in structures)
+        solved = any(s.found and s.found[0].price < settings.solved for s in begun)
         if anneal and share > settings.least_share and not solved:
             own = jax.random.fold_in(key_anneal, k)
-            structures += search_structures(own, lattice, numbers, pattern, inside)
-    chosen = _chosen(structures, num_candidates, settings)
+            begun.append(begin_search(own, lattice, numbers, pattern, inside))
+    chosen = _chosen(_continued(key_anneal, begun), num_candidates, settings)
     agreement = screen.agreement(drawn, peaks, wavelength)
     best = np.argsort(-agreement, kind="stable")[: num_candidates - len(chosen)]
     used = [(c.lattice, c.score) for c in cells]
     return Found(chosen + [drawn[k] for k in best], used)
+
+
+def _continued(key: jax.Array, begun: list[Searched]) -> list[Structure]:
+    """Structures of all cells; where the cheapest is, more is tried."""
+    begun = sorted((s for s in begun if s.found), key=lambda s: s.found[0].price)
+    rest = [structure for s in begun[1:] for structure in s.found]
+    return continue_search(key, begun[0]) + rest if begun else []
 
 
 def _chosen(

@@ -41,6 +41,7 @@ class Fit(NamedTuple):
 
     crystals: list[Crystal]
     rwp_net: np.ndarray  # [n] R_wp relative to the profile without background
+    rwp_cell: np.ndarray  # [n] the same for the cell alone, see `refine.decomposition`
     cosine: np.ndarray  # [n]
     similarity: np.ndarray  # [n]
     num_free: np.ndarray  # [n] free structural parameters, 0 without refinement
@@ -269,6 +270,7 @@ class Solver(NamedTuple):
         return Fit(
             crystals,
             np.array([r.rwp_net for r in results]),
+            np.array([r.rwp_net * r.rwp_cell / max(r.rwp, 1e-6) for r in results]),
             np.array([r.cosine for r in results]),
             self.embed_crystals(crystals) @ vector if crystals else np.zeros(0),
             np.array([r.num_free for r in results]),
@@ -281,7 +283,7 @@ class Solver(NamedTuple):
         vector = np.asarray(self.embedder.patterns(self.embedder_params, peaks))[0]
         zero = np.zeros(len(crystals))
         similarity = self.embed_crystals(crystals) @ vector if crystals else zero
-        return Fit(crystals, zero + 1, zero, similarity, zero, zero, [])
+        return Fit(crystals, zero + 1, zero + 1, zero, similarity, zero, zero, [])
 
     def rank(self, fit: Fit, ranker: str, space_group: str | None = None) -> list[Candidate]:
         """Merge equal structures and order them by confidence."""
@@ -335,6 +337,7 @@ def features_of(fit: Fit, merge: bool = True) -> Features:
     matrix = ranking.feature_matrix(
         fit.cosine,
         fit.rwp_net,
+        fit.rwp_cell,
         fit.similarity,
         votes,
         contact,

@@ -8,7 +8,8 @@ EXPERIMENTAL_DIR holds ``cases.json`` and a folder per case with ``pattern.csv``
 ``structure.cif``. Solved are cases of the given quality whose primitive cell has at most 20 atoms.
 With ``--wrong`` each case gets the pattern, or the formula, of another one: the right verdict is
 then "none" or "uncertain". One line per case is appended to OUT/NAME.jsonl as soon as it is done;
-an interrupted run goes on there.
+an interrupted run goes on there. Verdicts are those of the ranker of the weights now, so that the
+same command makes the table again after the ranker was fitted anew.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from xtalnet_jax import Crystal, Pattern, compilation, load_pattern, load_solver
 from xtalnet_jax.crystals.elements import parse_formula
 from xtalnet_jax.evaluation.intervals import wilson
 from xtalnet_jax.evaluation.matching import TOLERANCES, MatchPair, match_many
+from xtalnet_jax.solve import ranking
+from xtalnet_jax.solve.solution import verdict_of
 from xtalnet_jax.solve.solver import Solver
 
 
@@ -89,22 +92,42 @@ def solve(solver: Solver, case: Case, given: str, num_candidates: int) -> dict[s
         MatchPair(case.name, k, c.crystal, case.truth) for k, c in enumerate(solution.candidates)
     ]
     records = match_many(pairs, workers=1, timeout_s=20.0)
-    ranks = {
-        name: next((r.candidate + 1 for r in records if r.rmse[name] is not None), None)
-        for name in TOLERANCES
-    }
-    first = solution.candidates[0] if solution.candidates else None
     return {
         "name": case.name,
         "formula": case.formula,
         "num_atoms": case.num_atoms,
-        "rank": ranks,  # of the first candidate that matches, from 1
-        "verdict": solution.verdict,
-        "confidence": round(first.confidence, 3) if first else 0.0,
-        "rwp": round(first.rwp, 4) if first else None,
-        "space_group": first.space_group if first else None,
-        "num_candidates": len(solution.candidates),
         "seconds": round(seconds, 1),
+        "candidates": [
+            {
+                "rwp": round(c.rwp, 4),
+                "space_group": c.space_group,
+                "evidence": {k: round(v, 5) for k, v in c.evidence.items()},
+                "rmse": record.rmse,
+            }
+            for c, record in zip(solution.candidates, records)
+        ],
+    }
+
+
+def judged(row: dict[str, Any], ranker: ranking.Ranker) -> dict[str, Any]:
+    """Return what a ranker makes of a record: rank of the truth, verdict, first candidate."""
+    found = row["candidates"]
+    inputs = [[c["evidence"][name] for name in ranking.FEATURES] for c in found]
+    confidence = ranker.confidence(np.reshape(inputs, (-1, len(ranking.FEATURES))))
+    order = np.argsort(-confidence, kind="stable")
+    ranks = {
+        name: next((k + 1 for k, i in enumerate(order) if found[i]["rmse"][name] is not None), None)
+        for name in TOLERANCES
+    }
+    first = found[order[0]] if found else {"rwp": None, "space_group": None}
+    return {
+        **{name: row[name] for name in ("name", "formula", "num_atoms", "seconds")},
+        "rank": ranks,  # of the first candidate that matches, from 1
+        "verdict": verdict_of(confidence.tolist()),
+        "confidence": round(float(confidence.max(initial=0.0)), 3),
+        "rwp": first["rwp"],
+        "space_group": first["space_group"],
+        "num_candidates": len(found),
     }
 
 
@@ -171,13 +194,13 @@ def main() -> None:
             done[case.name] = solve(solver, case, args.given, args.num_candidates)
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(done[case.name]) + "\n")
-        row = done[case.name]
+        row = judged(done[case.name], solver.rankers["refined"])
         print(
             f"{i + 1}/{len(cases)} {case.name} {row['formula']}: rank {row['rank']['field']}, "
             f"{row['verdict']} {row['confidence']}, {row['seconds']} s",
             flush=True,
         )
-    rows = [done[case.name] for case in cases]
+    rows = [judged(done[case.name], solver.rankers["refined"]) for case in cases]
     title = f"Measured patterns, {', '.join(args.quality)}: " + (
         f"wrong {args.wrong}" if args.wrong else f"{args.given} given"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ class Candidate(NamedTuple):
     calculated: Pattern  # the pattern of this structure on the measured grid
     votes: int  # how many generated candidates became this structure
     fit: Refined | None = None  # zero shift, widths, B, background and their uncertainties
+    evidence: Mapping[str, float] = MappingProxyType({})  # inputs of the ranker by name
 
     @property
     def structure(self) -> Any:

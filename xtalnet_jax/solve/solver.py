@@ -301,6 +301,7 @@ class Solver(NamedTuple):
                 fit.refined[i].calculated,
                 int((features.group == features.group[i]).sum()),
                 fit.refined[i],
+                dict(zip(ranking.FEATURES, features.matrix[i].tolist())),
             )
             for i in sorted(best.values(), key=lambda i: -confidence[i])
         ]

@@ -14,7 +14,7 @@ from xtalnet_jax.pxrd.pattern import (
     two_theta_from_inv_d,
 )
 from xtalnet_jax.pxrd.simulate import lines_of
-from xtalnet_jax.refine import cell_starts, indexing
+from xtalnet_jax.refine import indexing
 from xtalnet_jax.refine.indexing import DEFAULT, index_cells
 from xtalnet_jax.refine.positions import log_likelihood, observed_positions, squares, true_angle
 
@@ -39,10 +39,10 @@ def parameters(lattice: np.ndarray) -> np.ndarray:
 def test_squares_times_reciprocal_metric_is_the_square_of_inverse_d():
     lattice = cell(4.0, 5.0, 7.0, 80.0, 95.0, 110.0)
     hkl = np.array([[1, 0, 0], [1, -2, 3], [0, 2, 1], [-3, 1, 2]], np.float32)
-    g = cell_starts.reciprocal_metrics(lattice[None])[0]
+    g = indexing._reciprocal_metrics(lattice[None])[0]
     inv_d = np.linalg.norm(hkl @ np.linalg.inv(lattice).T, axis=-1)
     np.testing.assert_allclose(squares(jnp.asarray(hkl)) @ g, inv_d**2, rtol=1e-5)
-    back, usable = cell_starts.lattices_of(g[None])
+    back, usable = indexing._lattices_of(g[None])
     assert usable.all()
     np.testing.assert_allclose(back[0] @ back[0].T, lattice @ lattice.T, rtol=1e-6)
 
@@ -53,7 +53,7 @@ def test_the_right_cell_is_likelier_than_a_wrong_one_and_than_its_supercell():
 
     def value(lattice: np.ndarray) -> float:
         hkl, real = indexing._reflections(lattice[None], 0.95, 256)
-        g = cell_starts.reciprocal_metrics(lattice[None])[0].astype(np.float32)
+        g = indexing._reciprocal_metrics(lattice[None])[0].astype(np.float32)
         terms = squares(jnp.asarray(hkl[0]))
         sigma = jnp.asarray(observed.sigma)
         return float(

@@ -54,28 +54,6 @@ LATTICES: Mapping[str, Bravais] = {
 """The fourteen lattices by Pearson's symbols."""
 
 
-def metric_basis(lattice: str) -> np.ndarray:
-    """Return [num_free, 6]: reciprocal metrics of conventional cells are combinations of its rows.
-
-    Order of the components: 11, 22, 33, 23, 13, 12; International Tables for Crystallography A,
-    table 2.1.2.1. Monoclinic cells have the axis b.
-
-    Args:
-        lattice: Pearson's symbol, a key of `LATTICES`.
-
-    Example:
-        >>> metric_basis("hP").tolist()
-        [[1.0, 1.0, 0.0, 0.0, 0.0, 0.5], [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]]
-    """
-    kind = LATTICES[lattice]
-    lengths = np.eye(3)[list(kind.ratios)].T[: len(set(kind.ratios))]
-    rows = np.concatenate([lengths, np.zeros_like(lengths)], 1)
-    if 120 in kind.angles:
-        rows[0, 5] = 0.5  # the reciprocal angle is 60 degrees
-    free = np.eye(6)[[3 + i for i, angle in enumerate(kind.angles) if angle == 0]]
-    return np.concatenate([rows, free.reshape(-1, 6)])
-
-
 def random_cells(
     rng: np.random.Generator,
     lattice: str,

@@ -2,13 +2,14 @@
 
 Trial cells are judged by the mixture model of `positions`. As q = 1/d^2 of a reflection is linear
 in the reciprocal metric, expectation-maximisation is a sequence of small least-squares problems for
-the metric, the zero shift and the displacement; it is run from the cells of `cell_starts` with a
-width of the normal distributions that shrinks to the precision of the peaks.
+the metric, the zero shift and the displacement; it is run from many strained copies of every guess
+and from random cells of every Bravais lattice, with a width of the normal distributions that
+shrinks to the precision of the peaks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.reduction import niggli_transform
 from xtalnet_jax.pxrd.hkl import hkl_table
 from xtalnet_jax.pxrd.pattern import PeakBatch
-from xtalnet_jax.refine import cell_starts, symmetry
+from xtalnet_jax.refine import symmetry
 from xtalnet_jax.refine.positions import (
     Observed,
     Precision,
@@ -41,24 +42,17 @@ class IndexSettings(NamedTuple):
         ("oP", 400), ("oI", 300), ("oF", 300), ("oC", 400), ("mP", 800), ("mC", 800),
     )  # fmt: skip
     """Random cells of each Bravais lattice."""
-    num_solved: tuple[tuple[str, int, int], ...] = ()
-    """Bravais lattices, assignments of indices tried, and cells kept: `cell_starts.from_peaks`."""
-    volume_factor: float = 1.2  # within which the volumes of these are
     coarse: tuple[float, ...] = (0.03, 0.02, 0.014)
     fine: tuple[float, ...] = (0.012, 0.009, 0.006, 0.004, 0.002, 0.001)
-    solved: tuple[float, ...] = (0.005, 0.003)  # coarse, for cells solved from few peaks
-    finest: tuple[float, ...] = (0.004, 0.002, 0.001)  # fine, for the best of them
     polish: tuple[float, ...] = (0.0015, 0.0007)
-    """Widths, relative in 1/d, on top of the precision of the peaks, of the rounds."""
+    """Widths, relative in 1/d, on top of the precision of the peaks, of three rounds."""
     steps: int = 3  # updates per width
     precision: Precision = Precision()
     prior: float = 0.1  # standard deviation of a start, relative in 1/d
     volume_scale: float = 0.05  # of the logarithm of the guessed volume: Student's t, 3 degrees
     num_coarse: tuple[int, int] = (20, 96)  # lowest peaks and reflections in the coarse round
-    num_tested: tuple[int, int] = (20, 160)  # ... in that of cells solved from few peaks
     num_fine: tuple[int, int] = (40, 256)  # ... and in the others
     num_selected: int = 2048  # ends of the coarse round that go on
-    num_best_solved: int = 512  # ... and of that of cells solved from few peaks
     num_kept: int = 200  # ends of the fine round that are looked at more closely
     num_polished: int = 24  # different cells whose nearest symmetries are tried
     symprecs: tuple[float, ...] = (0.4, 0.2, 0.1, 0.05)  # angstrom
@@ -66,13 +60,6 @@ class IndexSettings(NamedTuple):
 
 
 DEFAULT = IndexSettings()
-SOLVED = DEFAULT._replace(
-    num_solved=(
-        ("oP", 50_000, 200), ("oI", 50_000, 200), ("oF", 50_000, 200), ("oC", 50_000, 200),
-        ("mP", 400_000, 1200), ("mC", 400_000, 1200), ("aP", 200_000, 800),
-    )
-)  # fmt: skip
-"""Where guesses and random cells explain too little: also from cells solved from few peaks."""
 LENIENT = DEFAULT._replace(precision=Precision(two_theta_sigma=0.06, foreign=0.2))
 """For poor data and samples with foreign peaks."""
 
@@ -155,9 +142,9 @@ def _run(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cells and shifts after a round, and log likelihoods; -inf where there is no cell."""
     hkl, real = _reflections(starts, float(np.sqrt(observed.span[1])) * margin, num_hkl)
-    g = cell_starts.reciprocal_metrics(starts).astype(np.float32)
+    g = _reciprocal_metrics(starts).astype(np.float32)
     g, shift, score = _search(g, hkl, real, observed, settings, widths, last)
-    ends, usable = cell_starts.lattices_of(np.asarray(g, float))
+    ends, usable = _lattices_of(np.asarray(g, float))
     return ends, np.asarray(shift, float), np.where(usable, np.asarray(score, float), -np.inf)
 
 
@@ -184,8 +171,7 @@ def index_cells(
         ratio = np.log(np.abs(np.linalg.det(cells)) / volume) / settings.volume_scale
         return 2 * np.log1p(ratio**2 / 3)
 
-    rng = np.random.default_rng(seed)
-    cells, num_free = _starts(rng, guesses, volume, settings)
+    cells, num_free = _starts(np.random.default_rng(seed), guesses, volume, settings)
     cost = settings.price * num_free  # a symmetric start stays symmetric in the fit
     observed, num_hkl = _observed(peaks, wavelength, settings, settings.num_coarse, volume)
     last = settings.coarse[-1]
@@ -196,9 +182,6 @@ def index_cells(
     observed, num_hkl = _observed(peaks, wavelength, settings, settings.num_fine, volume)
     cells, shift, score = _run(cells, observed, settings, settings.fine, num_hkl, 1.1)
     score = score - surprise(cells) - cost
-    if settings.num_solved:
-        more = _solved(rng, guesses, peaks, wavelength, volume, surprise, settings)
-        cells, shift, score = map(np.concatenate, zip((cells, shift, score), more))
     best = np.argsort(-score, kind="stable")[: settings.num_kept]
     found = [_reduced(cells[k], score[k], shift[k]) for k in best if np.isfinite(score[k])]
     polished = _polished(distinct(found)[: settings.num_polished], observed, settings)
@@ -275,8 +258,11 @@ def _starts(
 
     The guesses, strained copies of them, and random cells of every Bravais lattice.
     """
-    copies = cell_starts.near_guesses(rng, guesses, settings.num_strained, settings.strains)
-    cells, free = [copies], [np.full(len(copies), 6)]
+    size = (len(guesses), settings.num_strained, 3, 3)
+    strain = rng.normal(0.0, 1.0, size) * rng.choice(settings.strains, size[:2])[..., None, None]
+    strain[:, 0] = 0.0
+    copies = guesses[:, None] @ (np.eye(3) + (strain + strain.swapaxes(-1, -2)) / 2)
+    cells, free = [copies.reshape(-1, 3, 3)], [np.full(copies.size // 9, 6)]
     for name, num in settings.num_random:
         ratio = np.clip(settings.volume_scale * rng.standard_t(3, num), -0.5, 0.5)
         cells.append(bravais.random_cells(rng, name, volume * np.exp(ratio)))
@@ -284,36 +270,6 @@ def _starts(
     starts, num_free = np.concatenate(cells), np.concatenate(free)
     usable = np.linalg.det(starts) > 0.3 * volume
     return starts[usable], num_free[usable]
-
-
-def _solved(
-    rng: np.random.Generator,
-    guesses: np.ndarray,
-    peaks: PeakBatch,
-    wavelength: float,
-    volume: float,
-    surprise: Callable[[np.ndarray], np.ndarray],
-    settings: IndexSettings,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cells, shifts and scores that come from cells solved from few peaks.
-
-    Guesses fill these up to a fixed number, so that one shape is compiled.
-    """
-    observed, num_hkl = _observed(peaks, wavelength, settings, settings.num_tested, volume)
-    span = (volume / settings.volume_factor, volume * settings.volume_factor)
-    solved, free = [], []
-    for name, num_draws, num_kept in settings.num_solved:
-        solved.append(cell_starts.from_peaks(rng, name, observed, span, num_draws, num_kept))
-        free.append(np.full(len(solved[-1]), bravais.LATTICES[name].num_free))
-    missing = sum(num_kept for _, _, num_kept in settings.num_solved) - sum(map(len, solved))
-    cells = np.concatenate([*solved, np.resize(guesses, (missing, 3, 3))])
-    cost = settings.price * np.concatenate([*free, np.full(missing, 6)])
-    last = settings.solved[-1]
-    cells, _, score = _run(cells, observed, settings, settings.solved, num_hkl, 1.1, last)
-    best = np.argsort(surprise(cells) + cost - score, kind="stable")[: settings.num_best_solved]
-    observed, num_hkl = _observed(peaks, wavelength, settings, settings.num_fine, volume)
-    cells, shift, score = _run(cells[best], observed, settings, settings.finest, num_hkl, 1.1)
-    return cells, shift, score - surprise(cells) - cost[best]
 
 
 def _reflections(
@@ -327,6 +283,22 @@ def _reflections(
         part = table.hkl[first : min(last, first + num_hkl)]
         hkl[i, : len(part)], real[i, : len(part)] = part, 1.0
     return hkl, real
+
+
+def _reciprocal_metrics(lattices: np.ndarray) -> np.ndarray:
+    inverse = np.linalg.inv(lattices)  # columns are the reciprocal vectors
+    g = inverse.transpose(0, 2, 1) @ inverse
+    return g[:, [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+
+
+def _lattices_of(g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lattices [n, 3, 3] with these reciprocal metrics, and where there is one [n]."""
+    reciprocal = g[:, np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])]
+    usable = np.isfinite(reciprocal).all((1, 2))
+    reciprocal = np.where(usable[:, None, None], reciprocal, np.eye(3))
+    usable &= np.linalg.eigvalsh(reciprocal)[:, 0] > 1e-5
+    reciprocal = np.where(usable[:, None, None], reciprocal, np.eye(3))
+    return np.linalg.cholesky(np.linalg.inv(reciprocal)), usable
 
 
 def distinct(cells: list[Cell], tolerance: float = 0.01) -> list[Cell]:

@@ -19,6 +19,7 @@ FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
     flags.DEFINE_string("data", None, "packed set written by launch.prepare, or 'textbook'")
+    flags.DEFINE_list("exclude", [], "packed sets; crystals that they hold too are left out")
     flags.DEFINE_string("weights", "default", "bundled name, or folder with both weight files")
     flags.DEFINE_string("out", "runs/evaluation", "folder for records and tables")
     flags.DEFINE_integer("num_items", 200, "crystals to solve, drawn with --item_seed")
@@ -49,6 +50,8 @@ def main() -> None:
         raise ValueError("--num_items and --num_candidates must be at least 1")
     if FLAGS.pool < 0 or FLAGS.workers < 1:
         raise ValueError("--pool must be at least 0 and --workers at least 1")
+    import numpy as np
+
     from xtalnet_jax import compilation
     from xtalnet_jax.data.fixtures import load_set
     from xtalnet_jax.solve import report_card
@@ -74,6 +77,10 @@ def main() -> None:
         figures=FLAGS.figures,
     )
     packed = load_set(FLAGS.data, solver.max_atoms)
+    known = np.concatenate([load_set(path).id for path in FLAGS.exclude] or [packed.id[:0]])
+    packed = packed.select(np.flatnonzero(~np.isin(packed.id, known)))
+    if not packed.num_crystals:
+        raise ValueError(f"the sets of --exclude hold every crystal of {FLAGS.data}")
     print(report_card.report(solver, packed, FLAGS.data, options, FLAGS.out))
 
 

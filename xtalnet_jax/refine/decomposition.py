@@ -13,10 +13,13 @@ import numpy as np
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.pxrd.hkl import hkl_table
 from xtalnet_jax.pxrd.pattern import two_theta_from_inv_d
-from xtalnet_jax.refine.prepare import Observed, apart
+from xtalnet_jax.refine.chunks import LAST_MARGIN
+from xtalnet_jax.refine.prepare import Observed
 
 _SPACING = 0.3
-"""Lines nearer to each other than this, in widths of a peak, count as one."""
+"""Lines between two that are nearer to each other than this, in widths of a peak, are left out."""
+_TAIL = 5.0
+"""Lines outside of the pattern count if they are no further from it, in their widths."""
 _STEPS = 300
 
 
@@ -44,15 +47,17 @@ def decomposed_rwp(
     columns = np.linalg.qr(weight[:, None] * np.asarray(target.background, float))[0]
     left = y - columns @ (columns.T @ y)
 
-    inv_d = hkl_table(np.asarray(crystal.lattice, float)[None], observed.inv_d_max).inv_d
-    centre = np.sort(two_theta_from_inv_d(inv_d, wavelength)) + zero_shift
-    centre = centre[(centre > grid[0]) & (centre < grid[-1])]
-    if not len(centre):
+    inv_d_max = min(LAST_MARGIN * observed.inv_d_max, 2 / wavelength)
+    inv_d = hkl_table(np.asarray(crystal.lattice, float)[None], inv_d_max).inv_d
+    two_theta = two_theta_from_inv_d(inv_d, wavelength)
+    centre, tan = two_theta + zero_shift, np.tan(np.deg2rad(0.5 * np.minimum(two_theta, 170.0)))
+    width = np.sqrt(fwhm**2 + observed.smear + (fwhm_tan * tan) ** 2)
+    near = (centre > grid[0] - _TAIL * width) & (centre < grid[-1] + _TAIL * width)
+    if not near.any():
         return float(np.linalg.norm(left) / np.linalg.norm(y))
-    square = fwhm**2 + observed.smear
-    width = np.sqrt(square + (fwhm_tan * np.tan(np.deg2rad(0.5 * centre))) ** 2)
-    centre = apart(centre, _SPACING * float(np.median(width)))
-    width = np.sqrt(square + (fwhm_tan * np.tan(np.deg2rad(0.5 * centre))) ** 2)
+    centre, width = centre[near], width[near]
+    rows = _spread(centre, _SPACING * width)
+    centre, width = centre[rows], width[rows]
 
     lines = weight[:, None] * _pseudo_voigt(grid, centre, width, eta)
     lines -= columns @ (columns.T @ lines)
@@ -61,10 +66,24 @@ def decomposed_rwp(
     return float(np.linalg.norm(left - lines @ height) / np.linalg.norm(y))
 
 
+def _spread(centre: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Rows of rising angles between which all others lie, in gaps of at most ``spacing`` [n].
+
+    The outermost lines of a group stay: a peak between two can be made of both, one beside them
+    cannot.
+    """
+    rows: list[int] = []
+    for i, after in enumerate([*centre[1:], np.inf]):
+        gap, step = (v - centre[rows[-1]] if rows else np.inf for v in (after, centre[i]))
+        if gap > spacing[i] and step > 1e-3 * spacing[i]:  # equivalent reflections once
+            rows.append(i)
+    return np.array(rows)
+
+
 def _pseudo_voigt(
     grid: np.ndarray, centre: np.ndarray, width: np.ndarray, eta: float
 ) -> np.ndarray:
-    """Peaks [n_bin, n_line] of area proportional to 1 / width."""
+    """Peaks [n_bin, n_line] of area pi / 2 * width."""
     u = 4.0 * ((grid[:, None] - centre[None]) / width[None]) ** 2
     gauss = (np.pi * np.log(2)) ** 0.5 * np.exp(-np.log(2) * u)
     return eta / (1.0 + u) + (1.0 - eta) * gauss

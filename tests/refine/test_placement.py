@@ -82,17 +82,30 @@ def test_freedom_is_that_of_the_sites():
 
 
 @pytest.mark.parametrize(
-    ("name", "number", "counts", "share"),
+    ("name", "number", "counts", "weights"),
     [
-        ("oP", 62, [4], 3 / 5),  # two fixed sites of four atoms, one with two coordinates
-        ("aP", 2, [2], 8 / 16),  # eight fixed sites of one atom, a general pair
+        ("oP", 62, [4], (4, 4, 12)),  # two fixed sites of four atoms, one with two coordinates
+        ("aP", 2, [2], (*[1] * 8, 8)),  # eight fixed sites of one atom, a general pair
     ],
 )
-def test_large_sites_with_much_freedom_are_preferred(name, number, counts, share):
-    num = 600
+def test_large_sites_with_much_freedom_are_preferred_in_half_of_the_draws(
+    name, number, counts, weights
+):
+    """In a quarter small ones are, in a quarter all are alike."""
+    powers = np.array(weights, float)[None] ** np.array([[1], [1], [0], [-1]])
+    share = (powers[:, -1] / powers.sum(1)).mean()
+    num = 1500
     free = num_free(stacked(draw(name, number, counts, num=num))) > 0
     error = (share * (1 - share) / num) ** 0.5
     assert free.sum() / num == pytest.approx(share, abs=4 * error)
+
+
+def test_all_elements_of_a_placement_share_the_preference():
+    """Three pairs of atoms in P-1, each on the general position (8 of 16, 1 of 9, 1 of 65)."""
+    num = 2000
+    free = num_free(stacked(draw("aP", 2, [2, 2, 2], num=num)))
+    share = np.mean([1 / 2**3, 1 / 2**3, 1 / 9**3, 1 / 65**3])
+    assert (free == 9).sum() / num == pytest.approx(share, abs=4 * (share / num) ** 0.5)
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,27 @@ import jax
 import numpy as np
 import pytest
 
+from tests.refine import cells
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.data.fixtures import textbook_crystals
 from xtalnet_jax.pxrd.simulate import simulate_pattern
-from xtalnet_jax.refine import direct_space, known_cell, structure_search, wyckoff
-from xtalnet_jax.refine.structure_search import DEFAULT, Round, search_structures
-
-QUICK = DEFAULT._replace(
-    rounds=(Round(400, 14, 0.0), Round(60, 30, 1.0), Round(16, 60, 1.0)), symprecs=(0.05,)
+from xtalnet_jax.refine import direct_space, known_cell, mutation, structure_search, wyckoff
+from xtalnet_jax.refine.selection import Round
+from xtalnet_jax.refine.structure_search import (
+    DEFAULT,
+    begin_search,
+    continue_search,
+    search_structures,
 )
+
+
+def with_rounds(settings, *rounds, **changes):
+    return settings._replace(selection=settings.selection._replace(rounds=rounds), **changes)
+
+
+ROUNDS = (Round(400, 14, 0.0), Round(60, 30, 1.0), Round(16, 60, 1.0))
+QUICK = with_rounds(DEFAULT, *ROUNDS, symprecs=(0.05,), num_generations=(0, 0))
 CRYSTALS = {name: standardise(c) for name, c in textbook_crystals().items()}
 KEY = jax.random.key(0)
 
@@ -26,7 +37,7 @@ def solved(crystal, lattice=None, starts=(), settings=QUICK, key=KEY):
 
 @pytest.fixture(scope="module")
 def rutile():
-    many = QUICK._replace(rounds=(*QUICK.rounds[:2], Round(60, 4, 0.0)))
+    many = with_rounds(QUICK, *ROUNDS[:2], Round(60, 4, 0.0))
     return CRYSTALS["rutile"], solved(CRYSTALS["rutile"], settings=many)
 
 
@@ -50,7 +61,8 @@ def test_what_is_found_has_the_cell_and_its_contents_and_is_in_order(rutile):
         assert f.crystal.frac_coords.shape == (6, 3)
         assert 0 <= f.crystal.frac_coords.min() <= f.crystal.frac_coords.max() < 1
         np.testing.assert_array_equal(f.crystal.lattice, crystal.lattice)
-        least = (f.misfit + QUICK.misfit_floor) * (1 + QUICK.price * f.num_free)
+        s = QUICK.selection
+        least = (f.misfit + s.misfit_floor) * (1 + s.price * f.num_free)
         assert f.price >= least * (1 - 1e-6)  # short contacts cost as well
     prices = [f.price for f in found]
     assert prices == sorted(prices)
@@ -92,7 +104,7 @@ def test_starts_come_in_any_order_of_the_atoms_and_none_is_dropped():
         atomic_numbers=crystal.atomic_numbers[order], frac_coords=crystal.frac_coords[order]
     )
     hopeless = crystal._replace(frac_coords=rng.uniform(size=(6, 3)))
-    short = QUICK._replace(rounds=(Round(200, 0, 0.0), Round(3, 0, 0.0)))
+    short = with_rounds(QUICK, Round(200, 0, 0.0), Round(3, 0, 0.0))
     found = solved(crystal, starts=[truth, hopeless], settings=short)
     own = sorted((f for f in found if f.space_group == 1), key=lambda f: f.misfit)
     assert len(own) == 2
@@ -101,7 +113,7 @@ def test_starts_come_in_any_order_of_the_atoms_and_none_is_dropped():
 
 
 def test_equal_keys_give_equal_results_and_others_do_not():
-    crystal, short = CRYSTALS["rutile"], QUICK._replace(rounds=QUICK.rounds[:2])
+    crystal, short = CRYSTALS["rutile"], with_rounds(QUICK, *ROUNDS[:2])
     found, again, other = (
         solved(crystal, settings=short, key=jax.random.key(k)) for k in (0, 0, 1)
     )
@@ -124,8 +136,8 @@ def test_groups_whose_absences_contradict_the_pattern_are_not_tried(monkeypatch)
             missed.append(float((cell.root[dark] ** 2).sum()))
         return real(key, cell, groups, *rest)
 
-    monkeypatch.setattr(structure_search.direct_space, "anneal", spy)
-    tiny = QUICK._replace(rounds=(Round(150, 2, 0.0),))
+    monkeypatch.setattr(direct_space, "anneal", spy)
+    tiny = with_rounds(QUICK, Round(150, 2, 0.0))
     solved(crystal, settings=tiny)
     assert 15 < len(missed) < len(wyckoff.groups_of_cell(crystal.lattice))
     assert max(missed) < QUICK.surplus
@@ -144,7 +156,7 @@ def test_more_is_tried_until_something_explains_the_pattern(monkeypatch):
         return real(lattice, symprec)
 
     monkeypatch.setattr(structure_search.wyckoff, "groups_of_cell", spy)
-    tiny = QUICK._replace(rounds=(Round(100, 10, 0.0), Round(8, 20, 0.0)), symprecs=(0.05, 0.01))
+    tiny = with_rounds(QUICK, Round(100, 10, 0.0), Round(8, 20, 0.0), symprecs=(0.05, 0.01))
     found = solved(crystal, settings=tiny)
     assert asked == [0.05]
     assert crystal.to_structure().matches(found[0].crystal.to_structure())
@@ -153,6 +165,84 @@ def test_more_is_tried_until_something_explains_the_pattern(monkeypatch):
     hopeless = tiny._replace(plausible=0.0)
     search_structures(KEY, crystal.lattice, crystal.atomic_numbers, other, settings=hopeless)
     assert asked == [0.05, 0.01]
+
+
+@pytest.fixture(scope="module")
+def begun():
+    """Two elements on mirror planes of Pnma, of which the random placements are far."""
+    pnma = cells.group("oP", 62)
+    plane = next(s for s in wyckoff.sites_of(pnma) if s.num_free == 2)
+    crystal = cells.crystal_on("oP", [plane, plane], [8, 22], seed=5)
+    s = with_rounds(QUICK, Round(30, 0, 0.0), num_generations=(9, 1), solved=0.006)
+    generation = (Round(120, 14, 0.0), Round(24, 60, 1.0))
+    s = s._replace(selection=s.selection._replace(generation=generation))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wyckoff, "groups_of_cell", lambda *_: [pnma, cells.group("oP", 19)])
+        pattern = simulate_pattern([crystal])[0]
+        return crystal, s, begin_search(
+            KEY, crystal.lattice, crystal.atomic_numbers, pattern, (), s
+        )  # fmt: skip
+
+
+def test_changed_copies_are_tried_until_one_explains_the_pattern(begun):
+    crystal, settings, searched = begun
+    assert searched.found[0].price > 10 * settings.solved
+    assert not searched.again
+    found = continue_search(KEY, searched, settings)
+    assert found[0].price < settings.solved
+    assert found[0].space_group == 62
+    assert crystal.to_structure().matches(found[0].crystal.to_structure())
+    assert [f.price for f in found] == sorted(f.price for f in found)
+    assert {f.price for f in searched.found} <= {f.price for f in found}
+    whole = [(f.price, f.space_group) for f in found]
+    assert len(set(whole)) == len(whole)
+
+
+@pytest.mark.parametrize(("again", "num"), [(False, 3), (True, 1)])
+def test_fewer_generations_where_the_best_was_found_twice(begun, monkeypatch, again, num):
+    _, settings, searched = begun
+    generations, real = [], mutation.mutants
+
+    def spy(rng, parents, *rest):
+        generations.append(parents)
+        return real(rng, parents, *rest)
+
+    monkeypatch.setattr(mutation, "mutants", spy)
+    # Of one parent there are copies in one group only.
+    own = settings.selection._replace(num_parents=1, generation=(Round(2, 0, 0.0),))
+    settings = settings._replace(num_generations=(3, 1), selection=own)
+    continue_search(KEY, searched._replace(again=again), settings)
+    assert len(generations) == num
+    assert continue_search(KEY, searched, settings._replace(solved=1e3)) is searched.found
+    assert len(generations) == num
+
+
+def test_a_second_repeat_that_finds_the_same_is_noticed(monkeypatch):
+    """Atoms of perovskite have no freedom, so that all draws find the same; one is no proof."""
+    crystal = CRYSTALS["perovskite"]
+    pattern = simulate_pattern([crystal])[0]
+    tiny = with_rounds(QUICK, Round(100, 0, 0.0), num_generations=(3, 1), solved=0.0)
+    asked, generations, real = [], [], wyckoff.groups_of_cell
+    monkeypatch.setattr(
+        wyckoff, "groups_of_cell", lambda *args: asked.append(args[1]) or real(*args)
+    )
+    monkeypatch.setattr(
+        structure_search.selection,
+        "evolved",
+        lambda *args: generations.append(args[5]) or args[4],
+    )
+    for symprecs, plausible, repeats, num in (
+        ((0.05,), 0.04, [0.05], 3),
+        ((0.05, 0.01), 0.04, [0.05, 0.01], 1),
+        ((0.05, 0.01, 0.002), 0.04, [0.05, 0.01], 1),
+        ((0.05, 0.01, 0.002), 0.0, [0.05, 0.01, 0.002], 1),
+    ):
+        s = tiny._replace(symprecs=symprecs, plausible=plausible)
+        asked.clear()
+        found = search_structures(KEY, crystal.lattice, crystal.atomic_numbers, pattern, settings=s)
+        assert asked == repeats
+        assert generations.pop() == num
+        assert crystal.to_structure().matches(found[0].crystal.to_structure())
 
 
 def test_groups_are_looked_at_again_when_the_lattice_gets_others(monkeypatch):
@@ -168,8 +258,8 @@ def test_groups_are_looked_at_again_when_the_lattice_gets_others(monkeypatch):
         "sites_of",
         lambda g: used.append((g.number, len(g.rotations))) or real(g),
     )
-    tiny = QUICK._replace(
-        rounds=(Round(20, 0, 0.0),), symprecs=(0.05, 0.01, 0.002), solved=0.0, plausible=0.0
+    tiny = with_rounds(
+        QUICK, Round(20, 0, 0.0), symprecs=(0.05, 0.01, 0.002), solved=0.0, plausible=0.0
     )
     solved(crystal, settings=tiny)
     assert used == [(1, 1), (1, 1), (221, 48), (1, 1), (200, 24)]

@@ -9,7 +9,7 @@ from scipy.special import expit
 from xtalnet_jax.solve import ranking
 
 NUM = len(ranking.FEATURES)
-TRUE = np.array([-2.0, -0.5, 1.0, 0.0, 3.0, -0.7, 0.2, -1.0, 0.6])
+TRUE = np.array([-2.0, -0.5, -0.8, 1.0, 0.0, 3.0, -0.7, 0.2, -1.0, 0.6])
 
 
 def data(n: int = 20000) -> tuple[np.ndarray, np.ndarray]:
@@ -78,15 +78,34 @@ def test_file_of_another_version_is_refused(tmp_path):
 
 def test_features_in_order_and_bounded():
     row = ranking.feature_matrix(
-        np.array([1.0]), np.array([0.0]), np.array([0.5]), np.array([0.25]),
+        np.array([1.0]), np.array([0.0]), np.array([0.0]), np.array([0.5]), np.array([0.25]),
         np.array([9.0]), np.array([10]), np.array([3]), np.array([7.0]), np.array([0]),
     )  # fmt: skip
-    np.testing.assert_allclose(row, [[-4, -3, 0.5, 0.25, 1.2, np.log(10), np.log(4), 2.0, 2.0]])
-    assert ranking.feature_matrix(*[np.zeros(0)] * 9).shape == (0, NUM)
+    np.testing.assert_allclose(row, [[-4, -3, 0, 0.5, 0.25, 1.2, np.log(10), np.log(4), 2.0, 2.0]])
+    assert ranking.feature_matrix(*[np.zeros(0)] * 10).shape == (0, NUM)
 
 
 def test_lead_is_over_the_best_other_structure():
     cosine = 1 - np.array([0.001, 0.001, 0.1, 0.01])
     group = np.array([0, 0, 1, 2])  # the second is the first structure again
-    rows = ranking.feature_matrix(cosine, *[np.ones(4)] * 7, group)
+    rows = ranking.feature_matrix(cosine, *[np.ones(4)] * 8, group)
     np.testing.assert_allclose(rows[:, -1], [1.0, 1.0, -2.0, -1.0], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("own", "cell", "excess"),
+    [
+        (0.3, 0.3, 0.0),
+        (0.45, 0.2, np.log10(2.0)),  # 0.5 to 0.25: 5 % are added to both
+        (0.01, 0.0, np.log10(1.2)),
+        (0.2, 0.3, 0.0),  # a better fit than that of the cell is an accident
+        (2.95, 0.05, 1.0),  # 30 times
+    ],
+)
+def test_excess_is_how_much_worse_than_its_cell_a_structure_fits(own, cell, excess):
+    rest = [np.ones(1)] * 6
+    row = ranking.feature_matrix(
+        np.ones(1), np.array([own]), np.array([cell]), *rest, np.zeros(1, int)
+    )
+    assert row.shape == (1, NUM)
+    assert row[0, ranking.FEATURES.index("excess")] == pytest.approx(excess, abs=1e-12)

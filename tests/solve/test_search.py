@@ -7,6 +7,7 @@ from xtalnet_jax.data.fixtures import textbook_crystals
 from xtalnet_jax.pxrd.peaks import peak_batch
 from xtalnet_jax.pxrd.simulate import simulate_pattern
 from xtalnet_jax.refine.structure_search import Found as Structure
+from xtalnet_jax.refine.structure_search import Searched
 from xtalnet_jax.solve import screen
 from xtalnet_jax.solve import search as search_module
 from xtalnet_jax.solve.search import DEFAULT, _shares, search
@@ -96,22 +97,67 @@ def structure(price, misfit=0.1, space_group=136):
     return Structure(RUTILE._replace(frac_coords=frac), misfit, price, space_group, 1)
 
 
+def searched(found):
+    return Searched(found, None, [], {}, False, 1)
+
+
 @pytest.mark.parametrize(("price", "num_searched"), [(0.9, 2), (1.1, 4)])
 def test_no_other_cell_is_searched_once_one_is_solved(measured, monkeypatch, price, num_searched):
     pattern, peaks = measured
     contents = [RUTILE.atomic_numbers + k for k in range(4)]
     asked = []
 
-    def found(key, lattice, numbers, pattern, starts):
+    def begun(key, lattice, numbers, pattern, starts):
         asked.append((numbers.tolist(), len(starts)))
-        return [structure((price if len(asked) == 2 else 1.1) * DEFAULT.solved)]
+        return searched([structure((price if len(asked) == 2 else 1.1) * DEFAULT.solved)])
 
-    monkeypatch.setattr(search_module, "search_structures", found)
+    monkeypatch.setattr(search_module, "begin_search", begun)
+    monkeypatch.setattr(search_module, "continue_search", lambda _, s: s.found)
     search(jax.random.key(0), at_random, contents, pattern, peaks, 8, RUTILE.lattice)
     assert asked == [(c.tolist(), 2) for c in contents[:num_searched]]
     asked.clear()
     search(jax.random.key(0), at_random, contents, pattern, peaks, 8, RUTILE.lattice, anneal=False)
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("prices", "more", "expected"),
+    [
+        # One cell has nothing; of three that are near each other the best two are gone on with.
+        ([[], [0.3, 0.4], [0.2, 0.6], [0.25]], 0.1, [0.2, 0.25]),
+        ([[0.3, 0.4], [0.2, 0.6], [0.11], [0.25]], 0.1, [0.11, 0.2]),
+        ([[0.3, 0.4], [0.22, 0.6], [0.11]], 0.1, [0.11]),  # not below twice the lowest price
+        ([[0.3], [0.2], [0.25]], 0.9 * DEFAULT.solved, [0.2]),
+        ([[0.3], [0.2], [0.25]], 1.1 * DEFAULT.solved, [0.2, 0.25]),
+    ],
+)
+def test_the_search_goes_on_in_two_cells_at_most_until_one_is_solved(
+    measured, monkeypatch, prices, more, expected
+):
+    pattern, peaks = measured
+    begun, continued = (searched([structure(p) for p in own]) for own in prices), []
+
+    def one_more(key, one):
+        continued.append((one.found[0].price, str(jax.random.key_data(key))))
+        return [structure(more), *one.found]
+
+    monkeypatch.setattr(search_module, "begin_search", lambda *_: next(begun))
+    monkeypatch.setattr(search_module, "continue_search", one_more)
+    contents = [RUTILE.atomic_numbers] * len(prices)
+    found = search(jax.random.key(0), at_random, contents, pattern, peaks, 20, RUTILE.lattice)
+    assert [price for price, _ in continued] == expected
+    assert len({key for _, key in continued}) == len(continued)
+    every = sorted([p for own in prices for p in own] + [more] * len(expected))
+    first = [float(c.frac_coords[0, 0]) for c in found.crystals[: len(every)]]
+    np.testing.assert_allclose(first, every)
+
+
+def test_cells_without_any_structure_leave_the_draws(measured, monkeypatch):
+    pattern, peaks = measured
+    monkeypatch.setattr(search_module, "begin_search", lambda *_: searched([]))
+    contents = [RUTILE.atomic_numbers]
+    found = search(jax.random.key(0), at_random, contents, pattern, peaks, 4, RUTILE.lattice)
+    assert len(found.crystals) == 4
 
 
 def test_half_are_structures_found_then_annealed_draws_then_draws_as_they_are(
@@ -121,7 +167,8 @@ def test_half_are_structures_found_then_annealed_draws_then_draws_as_they_are(
     cheap = [structure(0.1 + 0.01 * k) for k in range(7)]
     annealed = [structure(0.5 + 0.01 * k, 0.3 - 0.01 * k, 1) for k in range(4)]
     pool = [*annealed[:2], *cheap[::-1], *annealed[2:]]
-    monkeypatch.setattr(search_module, "search_structures", lambda *_: pool)
+    monkeypatch.setattr(search_module, "begin_search", lambda *_: searched(pool))
+    monkeypatch.setattr(search_module, "continue_search", lambda _, s: s.found)
     found = search(
         jax.random.key(0), at_random, [RUTILE.atomic_numbers], pattern, peaks, 10, RUTILE.lattice
     )

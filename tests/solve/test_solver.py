@@ -18,7 +18,7 @@ from xtalnet_jax.pretrained.weights import BUNDLED
 from xtalnet_jax.pxrd.pattern import Pattern
 from xtalnet_jax.pxrd.simulate import lines_of, simulate_pattern
 from xtalnet_jax.solve import assess, ranking, report_card
-from xtalnet_jax.solve.solver import Fit, Solver, load_solver
+from xtalnet_jax.solve.solver import Fit, Solver, features_of, load_solver
 
 TEXTBOOK = textbook_crystals()
 SMALL = {name: c for name, c in TEXTBOOK.items() if len(c.atomic_numbers) <= 6}
@@ -123,7 +123,8 @@ def test_equal_structures_are_merged_under_the_surest(tiny_solver, pattern):
     other = SALT._replace(frac_coords=np.array([[0, 0, 0], [0.3, 0.2, 0.1]]))
     n = np.zeros(3)
     fit = Fit(
-        [worse, SALT, other], np.array([0.2, 0.1, 0.5]), np.array([0.99, 0.999, 0.5]), n, n, n,
+        [worse, SALT, other], np.array([0.2, 0.1, 0.5]), np.full(3, 0.1),
+        np.array([0.99, 0.999, 0.5]), n, n, n,
         [tiny.refined(c, pattern) for c in (worse, SALT, other)],
     )  # fmt: skip
     first, second = tiny_solver.rank(fit, "refined")
@@ -132,6 +133,23 @@ def test_equal_structures_are_merged_under_the_surest(tiny_solver, pattern):
     assert (first.space_group, first.rwp) == ("Pm-3m", 0.03)
     only_last = tiny_solver.rank(fit, "refined", second.space_group)
     assert only_last[0].crystal is other
+
+
+def test_structures_are_compared_with_what_their_cells_explain(tiny_solver, pattern):
+    """The truth, the right cell with atoms too near each other, and a cell that is too large."""
+    near = SALT._replace(frac_coords=np.array([[0, 0, 0], [0.3, 0.2, 0.1]]))
+    large = SALT._replace(lattice=SALT.lattice * 1.05)
+    peaks = tiny_solver.peaks_of([pattern])
+    fit = tiny_solver.fit([SALT, near, large], pattern, peaks, refine=False)
+    own = [(r.rwp, r.rwp_net, r.rwp_cell) for r in fit.refined]
+    for (rwp, rwp_net, rwp_cell), net, cell in zip(own, fit.rwp_net, fit.rwp_cell, strict=True):
+        assert net == rwp_net
+        assert cell / net == pytest.approx(rwp_cell / rwp)
+    assert fit.rwp_cell[1] < 0.2 * fit.rwp_net[1]
+    assert fit.rwp_cell[2] > 0.5
+    excess = features_of(fit, merge=False).matrix[:, ranking.FEATURES.index("excess")]
+    assert excess[1] > 0.5
+    assert excess[[0, 2]].max() < 0.2
 
 
 # Embeddings and weights ---------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from xtalnet_jax.refine import mutation, wyckoff
 from xtalnet_jax.refine.mutation import mutants
 from xtalnet_jax.refine.placement import Placement, coordinates, random_placements, stacked
 
-CASES = [("tP", 136, [4, 2, 6]), ("cF", 227, [2, 4, 6]), ("oP", 62, [4, 4, 8]), ("hP", 156, [1, 4])]
+CASES = [("tP", 136, [4, 2, 6]), ("cF", 227, [2, 4, 6]), ("oP", 62, [4, 4, 8]), ("hP", 152, [3, 6])]
 NUM_NODES = 20
 
 

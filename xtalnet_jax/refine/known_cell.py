@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -85,9 +86,6 @@ def known_cell(
     hkl, inv_d, two_theta = table.hkl[inside].astype(int), table.inv_d[inside], two_theta[inside]
     root, floor = _root(observed, angles, fwhm, floor)
     numbers = np.sort(np.asarray(atomic_numbers))
-    s2 = (0.25 * inv_d**2).astype(np.float32)
-    power = np.asarray(lorentz_polarisation(inv_d.astype(np.float32), pattern.wavelength))
-    f = np.asarray(form_factors(jnp.asarray(np.unique(numbers)), jnp.asarray(s2)))
     radius = ATOMIC_RADII[numbers]
     return KnownCell(
         np.asarray(lattice, float),
@@ -95,10 +93,31 @@ def known_cell(
         root,
         floor,
         hkl,
-        f * np.exp(-b_iso * s2) * np.sqrt(power),
+        _amplitudes(np.unique(numbers), inv_d, pattern.wavelength, b_iso),
         np.exp(-4 * np.log(2) * ((angles[:, None] - two_theta[None]) / width) ** 2),
         contact * (radius[:, None] + radius[None]),
     )
+
+
+def _amplitudes(
+    species: np.ndarray, inv_d: np.ndarray, wavelength: float, b_iso: float
+) -> np.ndarray:
+    """Form factors with the root of all other factors [n_species, n_hkl].
+
+    Padded on the way, as every new shape is compiled anew.
+    """
+    n = len(species), len(inv_d)
+    species = np.pad(species, (0, prepare.bucket(n[0], prepare.SPECIES_SIZES) - n[0]))
+    inv_d = np.pad(inv_d, (0, (1 << n[1].bit_length()) - n[1]), constant_values=inv_d[-1])
+    out = _scattering(species, inv_d.astype(np.float32), np.float32(wavelength), np.float32(b_iso))
+    return np.asarray(out)[: n[0], : n[1]]
+
+
+@jax.jit
+def _scattering(species: Any, inv_d: Any, wavelength: Any, b_iso: Any) -> jax.Array:
+    s2 = 0.25 * inv_d**2
+    power = jnp.sqrt(lorentz_polarisation(inv_d, wavelength))
+    return form_factors(species, s2) * (jnp.exp(-b_iso * s2) * power)[None]
 
 
 def _root(

@@ -10,7 +10,8 @@ import numpy as np
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.refine.wyckoff import Site
 
-_TRIES = 20
+_TRIES, _MISSES = 20, 5
+"""Draws for one placement; failures after which a group in which none succeeded is left."""
 _TASTES = (1.0, 1.0, 0.0, -1.0)
 """Powers of a site's size and freedom that its chance is proportional to; one is drawn for each
 placement. Most structures prefer large free sites, layered and ordered ones small special sites."""
@@ -82,7 +83,7 @@ def random_placements(
     reachable = _reachable(size, max(counts))
     if not reachable[list(counts)].all():
         return []
-    out, seen = [], set()
+    out, seen, misses = [], set(), 0
     for _ in range(num):
         chosen = None
         for _ in range(_TRIES):
@@ -90,6 +91,9 @@ def random_placements(
             if chosen is not None:
                 break
         if chosen is None:
+            misses += 1
+            if misses == _MISSES and not out:
+                break
             continue
         if not any(free[i] for i in chosen):
             key = tuple(chosen)
@@ -119,16 +123,16 @@ def _occupation(
     """Sites in the order of the elements; None where special positions ran out."""
     vacant = np.ones(len(size), bool)
     found: dict[int, list[int]] = {}
-    taste = (size * (1.0 + free)) ** rng.choice(_TASTES)
+    taste = (size * (1.0 + free)) ** _TASTES[int(rng.random() * len(_TASTES))]
     for element in rng.permutation(len(counts)):
         rest, own = counts[element], []
         while rest > 0:
             left = rest - size
             possible = vacant & (left >= 0) & reachable[np.maximum(left, 0)]
-            weight = possible * taste
-            if not possible.any():
+            chance = np.cumsum(possible * taste)
+            if not chance[-1] > 0:
                 return None
-            i = int(rng.choice(len(size), p=weight / weight.sum()))
+            i = int(np.searchsorted(chance, rng.random() * chance[-1], side="right"))
             vacant[i] = free[i] > 0
             own.append(i)
             rest -= size[i]

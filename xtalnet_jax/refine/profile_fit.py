@@ -16,7 +16,7 @@ from xtalnet_jax.refine.chunks import LAST_MARGIN, chunks_of, moved_crystals, pl
 from xtalnet_jax.refine.decomposition import decomposed_rwp
 from xtalnet_jax.refine.settings import RefineSettings
 from xtalnet_jax.refine.stages import B_ISO, CELL, COORD, ETA, FWHM_TAN, LOG_FWHM, ZERO
-from xtalnet_jax.refine.variants import Variant
+from xtalnet_jax.refine.variants import Variant, promising
 
 
 class Refined(NamedTuple):
@@ -51,14 +51,14 @@ def profile_fits(
     if not variants:
         return []
     wavelength = np.float32(observed.pattern.wavelength)
-    bins = len(observed.target.two_theta)
     grid = observed.pattern.two_theta.astype(np.float32)
     narrow = prepare.make_levels(observed, [0.5], settings.bins, settings.floor)
     out: list[Any] = [None] * len(variants)
-    for rows, trials, x in chunks_of(variants, observed, settings, LAST_MARGIN, bins):
+    for rows, trials, x, num_steps in _work(variants, observed, settings):
         fitted = stages.fit_profile(
             trials, x, observed.target, wavelength,
-            _schedule(x.shape[1], settings.profile_steps, free), strengths_of(settings),
+            _schedule(x.shape[1], max(settings.profile_steps), free), np.int32(num_steps),
+            strengths_of(settings),
         )  # fmt: skip
         fitted = fitted._replace(x=_unsmeared(fitted.x, observed.smear))
         host = jax.tree.map(np.asarray, fitted)
@@ -71,6 +71,20 @@ def profile_fits(
             out[i] = _result(
                 v, host, k, curves[k], float(cosine[k]), cells[k], cell_esd[k], observed
             )
+    return out
+
+
+def _work(
+    variants: list[Variant], observed: prepare.Observed, settings: RefineSettings
+) -> list[tuple[list[int], stages.Trials, np.ndarray, int]]:
+    """Chunks with their number of steps: what was given up gets few."""
+    going = promising(variants, settings)
+    rest = sorted(set(range(len(variants))) - set(going))
+    bins, out = len(observed.target.two_theta), []
+    for chosen, num_steps in zip((going, rest), settings.profile_steps):
+        own = [variants[i] for i in chosen]
+        for rows, trials, x in chunks_of(own, observed, settings, LAST_MARGIN, bins):
+            out.append(([chosen[k] for k in rows], trials, x, num_steps))
     return out
 
 

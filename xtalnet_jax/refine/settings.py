@@ -19,7 +19,7 @@ class RefineSettings(NamedTuple):
     bins: int = 512  # points of the grid of both rounds
     equal_misfits: float = 0.0  # relative; candidates so alike, with one cell and symmetry, count
     # as one structure, and the first is fitted to the profile for all of them
-    profile_steps: int = 12
+    profile_steps: tuple[int, int] = (12, 5)  # second: of candidates that were given up
     num_background: int = 6  # Chebyshev terms of the profile refinement
     floor: float = 0.02  # under the square root, in units of the mean intensity
     symmetry_misfits: tuple[float, ...] = (0.1, 0.2, 0.35, 0.5, 0.7)  # angstrom; () for none

@@ -136,6 +136,7 @@ def fit_profile(
     target: Target,
     wavelength: jax.Array,
     active: jax.Array,
+    num_steps: jax.Array,
     strengths: Strengths,
 ) -> Fitted:
     """Refine everything against the profile itself; minimises R_wp^2 plus restraints.
@@ -146,6 +147,7 @@ def fit_profile(
         target: observed pattern.
         wavelength: angstrom.
         active: [n_step, p] which variables move in which step.
+        num_steps: steps to take, at most n_step; not static.
         strengths: restraints.
     """
 
@@ -161,11 +163,15 @@ def fit_profile(
             normal, _ = objective.fine_normal(trial.frame, from_vector(x), wavelength, target)
             return objective.restrained(normal, trial.frame, x, restraints)
 
-        def body(state, active):
-            state = minimise.step(state, cost, active, limit)
-            return state._replace(trial=jnp.clip(state.trial, low, high)), state.normal.cost
+        def body(i, carry):
+            state, trajectory = carry
+            state = minimise.step(state, cost, active[i], limit)
+            state = state._replace(trial=jnp.clip(state.trial, low, high))
+            return state, jnp.where(every < i, trajectory, state.normal.cost)
 
-        state, trajectory = jax.lax.scan(body, minimise.init(x, 1e-3), active)
+        every = jnp.arange(len(active))
+        start = minimise.init(x, 1e-3), jnp.zeros(len(active), x.dtype)
+        state, trajectory = jax.lax.fori_loop(0, num_steps, body, start)
         normal, linear = objective.fine_normal(
             trial.frame, from_vector(state.best), wavelength, target
         )

@@ -60,7 +60,8 @@ class Searched(NamedTuple):
     cell: KnownCell
     options: list[Option]  # groups of the repeat that found the best
     population: Population  # of that repeat
-    again: bool  # whether the best was found twice
+    again: bool  # whether the last repeat found the best of those before again
+    num_repeats: int  # done
 
 
 def search_structures(
@@ -109,55 +110,62 @@ def begin_search(
                 f"a start has the atoms {sorted(np.asarray(c.atomic_numbers).tolist())}, the cell "
                 f"{cell.atomic_numbers.tolist()}; starts must have the contents of the cell"
             )
-    num_nodes = direct_space.num_nodes_for(len(cell.atomic_numbers))
-    options: list[Option] = []
-    groups: list[wyckoff.Group] = []
-    rng = np.random.default_rng(int(jax.random.bits(jax.random.fold_in(key, 0))))
-    best = Searched([], cell, [], {}, False)
-    for k, symprec in enumerate(s.symprecs):
-        before, groups = groups, wyckoff.groups_of_cell(cell.lattice, symprec)
-        if [g.number for g in groups] != [g.number for g in before] or not options:
-            options = _options(cell, groups, num_nodes, s)
-        drawn = _draw(rng, cell, options, num_nodes, s)
-        if k == 0 and starts:
-            drawn[0] = [placement.free_placement(_ordered(c), num_nodes) for c in starts]
-        if not drawn:  # no group of this family holds such contents
-            continue
-        own, rounds = jax.random.fold_in(key, k + 1), s.selection.rounds
-        population = selection.selected(own, cell, options, drawn, rounds, s.selection)
-        new = _found(cell, options, population, s)
-        cheapest = new[0].price
-        again = bool(best.found) and abs(cheapest / best.found[0].price - 1) < s.same_price
-        better = not best.found or cheapest < best.found[0].price
-        found = _different(best.found + new, s)
-        if better:
-            best = Searched(found, cell, options, population, again)
-        else:
-            best = best._replace(found=found, again=again)
-        if found[0].price < (s.plausible if again else s.solved):
-            break
-    return best
+    return _repeated(key, Searched([], cell, [], {}, False, 0), starts, s)
 
 
 def continue_search(
     key: jax.Array, searched: Searched, settings: SearchSettings = DEFAULT
 ) -> list[Found]:
-    """Try changed copies of the best, if they do not explain the pattern yet.
+    """Repeat with fresh draws, then try changed copies of the best, until that is enough.
 
     Args:
-        key: of all draws.
+        key: of all draws; that of `begin_search` will do.
         searched: from `begin_search`.
         settings: see `SearchSettings`.
     """
     s = settings
-    if not searched.found or searched.found[0].price < s.solved:
-        return searched.found
-    key = jax.random.fold_in(key, len(s.symprecs) + 1)
-    rng = np.random.default_rng(int(jax.random.bits(key)))
-    num = s.num_generations[searched.again]
-    _, cell, options, population, _ = searched
+    while searched.num_repeats < len(s.symprecs) and not _enough(searched, s):
+        searched = _repeated(key, searched, (), s)
+    found, cell, options, population, again, num_repeats = searched
+    if not found or found[0].price < s.solved:
+        return found
+    key = jax.random.fold_in(key, num_repeats)
+    rng, num = _generator(key), s.num_generations[again]
     population = selection.evolved(key, rng, cell, options, population, num, s.solved, s.selection)
-    return _different(searched.found + _found(cell, options, population, s), s)
+    return _different(found + _found(cell, options, population, s), s)
+
+
+def _repeated(
+    key: jax.Array, searched: Searched, starts: Sequence[Crystal], settings: SearchSettings
+) -> Searched:
+    """All rounds once more, with groups of the next precision."""
+    s, cell, k = settings, searched.cell, searched.num_repeats
+    key = jax.random.fold_in(key, k)
+    num_nodes = direct_space.num_nodes_for(len(cell.atomic_numbers))
+    options = _options(cell, wyckoff.groups_of_cell(cell.lattice, s.symprecs[k]), num_nodes, s)
+    drawn = _draw(_generator(key), cell, options, num_nodes, s)
+    if starts:
+        drawn[0] = [placement.free_placement(_ordered(c), num_nodes) for c in starts]
+    done = searched._replace(num_repeats=k + 1)
+    if not drawn:  # no group of this family holds such contents
+        return done
+    population = selection.selected(key, cell, options, drawn, s.selection.rounds, s.selection)
+    new, before = _found(cell, options, population, s), searched.found
+    done = done._replace(found=_different(before + new, s))
+    if not before or new[0].price < before[0].price:
+        done = done._replace(options=options, population=population)
+    again = bool(before) and abs(new[0].price / before[0].price - 1) < s.same_price
+    return done._replace(again=again)
+
+
+def _enough(searched: Searched, settings: SearchSettings) -> bool:
+    """Whether the best explains the pattern, or is plausible and was found twice."""
+    bound = settings.plausible if searched.again else settings.solved
+    return bool(searched.found) and searched.found[0].price < bound
+
+
+def _generator(key: jax.Array) -> np.random.Generator:
+    return np.random.default_rng(int(jax.random.bits(key)))
 
 
 def _ordered(crystal: Crystal) -> Crystal:

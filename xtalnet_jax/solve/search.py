@@ -5,8 +5,8 @@
    compositions compete for the same peaks, this also judges the number of formula units.
 3. The generator draws crystals inside the best cells.
 4. In these cells structures are searched in direct space: atoms on the Wyckoff positions of every
-   space group that the pattern allows, and the draws with all atoms free; in the best cell more is
-   tried until something explains the pattern.
+   space group that the pattern allows, and the draws with all atoms free; in the best two
+   cells more is tried until something explains the pattern.
 5. Half of what goes on are the structures found; the rest are annealed draws and the draws whose
    lines agree best with the peaks, among them the first draw, scaled to the peaks, in case that no
    cell was right.
@@ -45,8 +45,10 @@ class SearchSettings(NamedTuple):
     enough: float = 1.25  # log likelihood per peak below which cells are searched again
     temperature: float = 8.0  # of the cells' log likelihoods: how the drawing is shared
     oversampling: int = 1  # crystals drawn in cells for each one that goes on
-    least_share: float = 0.1  # of the drawing; in cells with less no structure is searched
+    least_share: float = 0.1  # of that of the best cell; cells with less are left out
     solved: float = 0.008  # price of a structure after which no other cell is searched
+    num_continued: int = 2  # cells in which more is tried
+    near: float = 2.0  # times the lowest price, for those cells
     share_found: float = 0.5  # of what goes on: structures found
     share_annealed: float = 0.2  # of what goes on: annealed draws
 
@@ -113,29 +115,37 @@ def search(
     shares = _shares([c.score for c in cells], settings)
     begun: list[Searched] = []
     for k, (cell, share) in enumerate(zip(cells, shares)):
-        numbers = compositions[cell.composition]
-        lattice, num_drawn = standard_frame(cell.lattice), round(share * most)
-        inside: list[Crystal] = []
-        if num_drawn:
-            own = jax.random.fold_in(key_draw, k)
-            inside = propose(own, numbers, num_drawn, np.tile(lattice, (num_drawn, 1, 1)))
+        if not share:
+            continue
+        numbers, lattice = compositions[cell.composition], standard_frame(cell.lattice)
+        cells_of_draws = np.tile(lattice, (max(1, round(share * most)), 1, 1))
+        own = jax.random.fold_in(key_draw, k)
+        inside = propose(own, numbers, len(cells_of_draws), cells_of_draws)
         drawn += inside
         solved = any(s.found and s.found[0].price < settings.solved for s in begun)
-        if anneal and share > settings.least_share and not solved:
+        if anneal and not solved:
             own = jax.random.fold_in(key_anneal, k)
             begun.append(begin_search(own, lattice, numbers, pattern, inside))
-    chosen = _chosen(_continued(key_anneal, begun), num_candidates, settings)
+    chosen = _chosen(_continued(key_anneal, begun, settings), num_candidates, settings)
     agreement = screen.agreement(drawn, peaks, wavelength)
     best = np.argsort(-agreement, kind="stable")[: num_candidates - len(chosen)]
     used = [(c.lattice, c.score) for c in cells]
     return Found(chosen + [drawn[k] for k in best], used)
 
 
-def _continued(key: jax.Array, begun: list[Searched]) -> list[Structure]:
-    """Structures of all cells; where the cheapest is, more is tried."""
+def _continued(key: jax.Array, begun: list[Searched], settings: SearchSettings) -> list[Structure]:
+    """Structures of all cells; where the cheapest are, more is tried."""
     begun = sorted((s for s in begun if s.found), key=lambda s: s.found[0].price)
-    rest = [structure for s in begun[1:] for structure in s.found]
-    return continue_search(key, begun[0]) + rest if begun else []
+    out: list[Structure] = []
+    solved = False
+    for k, searched in enumerate(begun):
+        near = searched.found[0].price < settings.near * begun[0].found[0].price
+        if near and k < settings.num_continued and not solved:
+            out += continue_search(jax.random.fold_in(key, k), searched)
+            solved = min(s.price for s in out) < settings.solved
+        else:
+            out += searched.found
+    return out
 
 
 def _chosen(
@@ -190,8 +200,9 @@ def aligned(pattern: Pattern, peaks: PeakBatch, shift: np.ndarray) -> tuple[Patt
 
 
 def _shares(scores: list[float], settings: SearchSettings) -> np.ndarray:
-    """Share of the drawing that each cell gets."""
+    """Share of the drawing that each cell gets; nothing, if much less than the best."""
     if not scores:
         return np.zeros(0)
     weight = np.exp((np.array(scores) - max(scores)) / settings.temperature)
+    weight[weight < settings.least_share] = 0.0
     return weight / weight.sum()

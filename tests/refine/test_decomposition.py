@@ -193,6 +193,22 @@ def test_a_cell_without_a_line_in_range_leaves_all_but_the_background(num_backgr
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+def test_averaging_over_bins_widens_the_peaks():
+    """Two points fall into one bin here; peaks that are three bins wide become wider by it."""
+    fine, angles = np.linspace(15, 70, 2000), angles_of(RUTILE.lattice)
+    away = (fine[:, None] - angles[None]) / 0.15
+    pattern = Pattern(fine, np.exp(-4 * np.log(2) * away**2).sum(1), WAVELENGTH)
+    observed = prepare.observe(pattern, 0)
+    assert observed.smear > 0
+    found = [
+        decomposed_rwp(
+            RUTILE, observed._replace(smear=factor * observed.smear), 0.0, 0.15, 0.0, 0.0
+        )
+        for factor in (1.0, 0.0, -1.0)
+    ]
+    assert found[0] < 0.6 * found[1] < 0.6 * found[2]
+
+
 def test_tails_of_lines_outside_reach_into_the_pattern():
     """One line a width before the first angle, one a width behind the last."""
     lattice = np.diag([WAVELENGTH / 2 / np.sin(np.deg2rad(a / 2)) for a in (14.8, 70.2, 64.0)])

@@ -30,7 +30,7 @@ _JUDGED = ("rwp", "similarity", "confidence")
 COLUMNS = ("rank", "file", "formula", "space_group", *_CELL, "volume", *_JUDGED)
 """Of ``candidates.csv``."""
 
-_FITTED = ("zero_shift", "fwhm", "fwhm_tan", "eta", "b_iso", "scale")
+_FITTED = ("rwp_cell", "zero_shift", "fwhm", "fwhm_tan", "eta", "b_iso", "scale")
 
 
 class Shown(NamedTuple):

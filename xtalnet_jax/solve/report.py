@@ -118,6 +118,7 @@ def _facts(c: Candidate, row: dict[str, Any]) -> list[list[str]]:
         facts += [
             ["zero shift", f"{with_esd(c.fit.zero_shift, esd.get('zero_shift'))}\u00b0"],
             ["peak width", f"{with_esd(c.fit.fwhm, esd.get('fwhm'))}\u00b0"],
+            ["R_wp of the cell alone", f"{100 * c.fit.rwp_cell:.1f} %"],
             ["B", f"{with_esd(c.fit.b_iso, esd.get('b_iso'))} \u00c5\u00b2"],
         ]
     return facts

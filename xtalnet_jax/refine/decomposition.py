@@ -1,9 +1,9 @@
 """What a cell alone explains: every line of it with whatever intensity fits best.
 
 Whole-pattern decomposition (Pawley, J. Appl. Cryst. 14, 357, 1981; Le Bail, Duroy and Fourquet,
-Materials Research Bulletin 23, 447, 1988) with the cell and the peak shape of a refined structure. No
-structure in this cell can fit better, so the difference is the structure's own: it does not
-depend on noise, foreign lines or the shape of the peaks (host, NumPy).
+Materials Research Bulletin 23, 447, 1988) with the cell and the peak shape of a refined
+structure. No structure in this cell can fit better, so the difference is the structure's own: it
+does not depend on noise, foreign lines or the shape of the peaks (host, NumPy).
 """
 
 from __future__ import annotations

@@ -12,10 +12,15 @@ NUM = len(ranking.FEATURES)
 TRUE = np.array([-2.0, -0.5, -0.8, 1.0, 0.0, 3.0, -0.7, 0.2, -1.0, 0.6])
 
 
+LEAD = ranking.FEATURES.index("lead")
+CENTRE = np.where(np.arange(NUM) == LEAD, -20.0, np.arange(NUM))
+"""Nobody leads."""
+
+
 def data(n: int = 20000) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    features = rng.normal(size=(n, NUM)) * np.linspace(0.5, 3, NUM) + np.arange(NUM)
-    chance = expit((features - np.arange(NUM)) @ TRUE - 0.4)
+    features = rng.normal(size=(n, NUM)) * np.linspace(0.5, 3, NUM) + CENTRE
+    chance = expit((features - CENTRE) @ TRUE - 0.4)
     return features, rng.random(n) < chance
 
 
@@ -30,6 +35,22 @@ def test_known_coefficients_are_found_within_their_errors():
     assert (np.abs(found - TRUE) < 4 * error).all()
     assert error.max() < 0.2
     assert chance.mean() == pytest.approx(matched.mean(), abs=1e-4)  # the intercept is not shrunk
+
+
+def test_a_leader_counts_like_several_others():
+    """The same coefficients, in units of the inputs, as from a list with each leader five times."""
+    features, matched = data(400)
+    features[:80, LEAD] += 30
+    leads = features[:, LEAD] >= 0
+    assert leads.sum() == 80
+    listed = np.repeat(np.arange(400), np.where(leads, int(ranking.LEADER_WEIGHT), 1))
+    nobody = features[listed] - 100.0 * (np.arange(NUM) == LEAD)  # moves the intercept only
+    few = ranking.fit_ranker(features, matched, penalty=1e-6)
+    many = ranking.fit_ranker(nobody, matched[listed], penalty=1e-6)
+    found, expected = few.coefficients / few.scale, many.coefficients / many.scale
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    plain = ranking.fit_ranker(features - 100.0 * (np.arange(NUM) == LEAD), matched)
+    assert np.abs(plain.coefficients / plain.scale - found).max() > 0.02
 
 
 def test_confidence_is_calibrated_in_every_fifth():

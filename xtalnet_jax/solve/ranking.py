@@ -36,6 +36,10 @@ SIGNS = {
 }  # fmt: skip
 """Directions that are known: a better fit or more votes never make a structure less likely."""
 
+LEADER_WEIGHT = 5.0
+"""In a fit, of the structures that no other fits better than: the verdict is about them, and
+most of the others are too easy to learn from."""
+
 
 class Ranker(NamedTuple):
     """Logistic regression on standardised features."""
@@ -157,7 +161,8 @@ def save_rankers(path: str | Path, rankers: Mapping[str, Ranker]) -> None:
 def fit_ranker(features: np.ndarray, matched: np.ndarray, penalty: float = 1.0) -> Ranker:
     """Fit by maximum likelihood with a ridge penalty on the standardised coefficients.
 
-    Coefficients keep the `SIGNS` that are known, which few data may contradict by chance.
+    Coefficients keep the `SIGNS` that are known, which few data may contradict by chance; leading
+    structures weigh more (`LEADER_WEIGHT`).
 
     Args:
         features: [n, num_features] of validation candidates (see `feature_matrix`).
@@ -173,13 +178,15 @@ def fit_ranker(features: np.ndarray, matched: np.ndarray, penalty: float = 1.0) 
             f"{int(y.sum())} of {len(y)} candidates matched; fitting a ranker needs matches "
             "and misses"
         )
+    weight = np.where(x[:, FEATURES.index("lead")] >= 0, LEADER_WEIGHT, 1.0)
     mean, scale = x.mean(0), np.maximum(x.std(0), 1e-6)
     z = (x - mean) / scale
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         logit = z @ theta[1:] + theta[0]
-        value = np.logaddexp(0.0, logit).sum() - y @ logit + 0.5 * penalty * theta[1:] @ theta[1:]
-        error = expit(logit) - y
+        value = weight @ (np.logaddexp(0.0, logit) - y * logit)
+        value += 0.5 * penalty * theta[1:] @ theta[1:]
+        error = weight * (expit(logit) - y)
         return value, np.concatenate([[error.sum()], z.T @ error + penalty * theta[1:]])
 
     span = {-1: (None, 0.0), 0: (None, None), 1: (0.0, None)}

@@ -21,8 +21,9 @@ import numpy as np
 from xtalnet_jax.refine import known_cell
 from xtalnet_jax.refine.known_cell import KnownCell, Reflections
 from xtalnet_jax.refine.placement import Placement
-from xtalnet_jax.refine.prepare import NODE_SIZES, bucket
+from xtalnet_jax.refine.prepare import bucket
 
+NODE_SIZES = (4, 8, 12, 20, 32, 56, 104, 208, 400)
 CHUNK = 8
 """Arrangements at once: what they need stays in a small cache."""
 NUM_THREADS = 2

@@ -83,7 +83,9 @@ def random_placements(
     reachable = _reachable(size, max(counts))
     if not reachable[list(counts)].all():
         return []
-    out, seen, misses = [], set(), 0
+    out: list[Placement] = []
+    seen: set[tuple[int, ...]] = set()
+    misses = 0
     for _ in range(num):
         chosen = None
         for _ in range(_TRIES):

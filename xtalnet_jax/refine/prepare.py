@@ -19,7 +19,7 @@ from xtalnet_jax.refine.symmetry import Freedom
 
 FEW_COORDS = 12
 """Free coordinates of a symmetric crystal that are compiled for; else it is all there can be."""
-NODE_SIZES = (4, 8, 12, 20, 32, 56, 104, 208, 400)
+NODE_SIZES = (8, 12, 20, 32, 56, 104, 208, 400)
 HKL_SIZES = tuple(128 * 2**k for k in range(8))
 SPECIES_SIZES = (8, 16, 98)
 FINE_SIZES = (256, 512, 1024, 2048)

@@ -301,12 +301,23 @@ def test_parents_of_each_group_have_copies_in_proportion(two_sites, monkeypatch)
         2: evaluated(cell, options[2], wrong[:1]),
     }
     seen = generations(monkeypatch)
-    evolved(KEY, rng(), cell, options, population, 1, 0.0, settings_of(Round(40, 0, 0.0)))
+    evolved(
+        KEY,
+        rng(),
+        cell,
+        options,
+        population,
+        1,
+        0.0,
+        settings_of(Round(40, 0, 0.0), same_price=0.0),
+    )
     drawn, rounds = seen[0][3], seen[0][4]
     assert {i: len(p) for i, p in drawn.items()} == {1: 30, 2: 10}
     assert rounds == (Round(40, 0, 0.0),)
     seen.clear()
-    evolved(KEY, rng(), cell, options, population, 1, 0.0, settings_of(Round(1, 0, 0.0)))
+    evolved(
+        KEY, rng(), cell, options, population, 1, 0.0, settings_of(Round(1, 0, 0.0), same_price=0.0)
+    )
     assert {i: len(p) for i, p in seen[0][3].items()} == {1: 1, 2: 1}
 
 

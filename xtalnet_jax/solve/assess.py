@@ -186,8 +186,8 @@ def matched_flags(
     return np.array([found[a.id, k] for a in assessed for k in range(len(a.candidates))])
 
 
-def recorded(folder: str | Path, kind: str, tolerance: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features [n, num_features] and matches [n] that an earlier run left in its folder.
+def recorded(folder: str | Path, kind: str, tolerance: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Features [n, num_features] and matches [n] of each item of an earlier run in a folder.
 
     Raises:
         ValueError: there are none.
@@ -199,8 +199,7 @@ def recorded(folder: str | Path, kind: str, tolerance: str) -> tuple[np.ndarray,
     assessed = [a for a in found.values() if (a.id, 0) in known]
     if not assessed:
         raise ValueError(f"{folder} holds no record of {kind} candidates and their matches")
-    features = np.concatenate([a.features for a in assessed])
-    return features, matched_flags(assessed, records, tolerance)
+    return [(a.features, matched_flags([a], records, tolerance)) for a in assessed]
 
 
 def _to_json(found: Assessed) -> dict[str, Any]:

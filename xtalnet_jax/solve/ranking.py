@@ -9,7 +9,7 @@ structure. Candidates are ranked by that probability, which is also the publishe
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,15 @@ FEATURES = (
     "lead",
 )
 """Names and order of the ranker's inputs, see `feature_matrix`."""
+
+INPUTS = {
+    "refined": tuple(n for n in FEATURES if n not in ("votes", "log_num_atoms", "moved")),
+    "raw": FEATURES,
+}
+"""What the ranker of each kind of candidates looks at. Of refined ones, half come once from a
+search, so that votes say little; size and displacement stand for the crystals it was fitted to:
+without the three the logarithmic loss of first candidates is lower in cross-validation
+(`benchmarks.ranker`)."""
 
 SIGNS = {
     "log_misfit": -1, "log_rwp_net": -1, "excess": -1, "similarity": 1, "votes": 1, "lead": 1
@@ -158,7 +167,12 @@ def save_rankers(path: str | Path, rankers: Mapping[str, Ranker]) -> None:
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-def fit_ranker(features: np.ndarray, matched: np.ndarray, penalty: float = 1.0) -> Ranker:
+def fit_ranker(
+    features: np.ndarray,
+    matched: np.ndarray,
+    penalty: float = 1.0,
+    inputs: Sequence[str] = FEATURES,
+) -> Ranker:
     """Fit by maximum likelihood with a ridge penalty on the standardised coefficients.
 
     Coefficients keep the `SIGNS` that are known, which few data may contradict by chance; leading
@@ -168,6 +182,7 @@ def fit_ranker(features: np.ndarray, matched: np.ndarray, penalty: float = 1.0) 
         features: [n, num_features] of validation candidates (see `feature_matrix`).
         matched: [n] bool, whether each candidate matched the true structure.
         penalty: weight of the ridge term, in units of one candidate's log likelihood.
+        inputs: names of the features to use, see `INPUTS`; the others get coefficients of 0.
 
     Raises:
         ValueError: all candidates or none matched, so that nothing can be learned.
@@ -190,7 +205,8 @@ def fit_ranker(features: np.ndarray, matched: np.ndarray, penalty: float = 1.0) 
         return value, np.concatenate([[error.sum()], z.T @ error + penalty * theta[1:]])
 
     span = {-1: (None, 0.0), 0: (None, None), 1: (0.0, None)}
-    bounds = [span[0], *(span[SIGNS.get(name, 0)] for name in FEATURES)]
+    bounds = [span[0]]
+    bounds += [span[SIGNS.get(name, 0)] if name in inputs else (0.0, 0.0) for name in FEATURES]
     start = np.zeros(x.shape[1] + 1)
     theta = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
     return Ranker(mean, scale, theta[1:], float(theta[0]))

@@ -149,9 +149,10 @@ def _with_ranker_fitted(
 ) -> Solver:
     """Fit to all groups and earlier runs; shuffled patterns show what a wrong formula is like."""
     data = [(group.features, group.matched) for group in groups]
-    data += [assess.recorded(run, _kind(options), RANKED_BY) for run in options.fit_with]
+    for run in options.fit_with:
+        data += assess.recorded(run, _kind(options), RANKED_BY)
     features, matched = (np.concatenate(part) for part in zip(*data))
-    fitted = ranking.fit_ranker(features, matched)
+    fitted = ranking.fit_ranker(features, matched, inputs=ranking.INPUTS[_kind(options)])
     solver = solver._replace(rankers={**solver.rankers, _kind(options): fitted})
     ranking.save_rankers(out / "ranker.json", solver.rankers)
     return solver

@@ -53,6 +53,17 @@ def test_a_leader_counts_like_several_others():
     assert np.abs(plain.coefficients / plain.scale - found).max() > 0.02
 
 
+def test_inputs_that_are_left_out_do_not_count():
+    features, matched = data(500)
+    names = ranking.INPUTS["refined"]
+    fitted = ranking.fit_ranker(features, matched, inputs=names)
+    used = np.array([name in names for name in ranking.FEATURES])
+    assert not fitted.coefficients[~used].any()
+    assert np.abs(fitted.coefficients[used]).max() > 0.5
+    changed = np.where(used, features, 7.0)
+    np.testing.assert_allclose(fitted.confidence(changed), fitted.confidence(features))
+
+
 def test_confidence_is_calibrated_in_every_fifth():
     features, matched = data()
     half = len(features) // 2

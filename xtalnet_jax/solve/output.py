@@ -104,7 +104,7 @@ def row(shown: Shown) -> dict[str, Any]:
 
     The cell is that of the CIF: conventional where the structure could be symmetrised.
     """
-    structure = shown.setting.structure
+    structure = shown.setting.structure.get_sorted_structure()  # by electronegativity
     numbers = dict(zip(_CELL, structure.lattice.parameters))
     numbers["volume"] = structure.volume
     for name in _JUDGED:

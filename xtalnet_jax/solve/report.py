@@ -114,11 +114,11 @@ def _facts(c: Candidate, row: dict[str, Any]) -> list[list[str]]:
         ["confidence", f"{100 * c.confidence:.0f} %"],
     ]
     if c.fit is not None:
+        facts.insert(-1, ["R_wp of the cell alone", f"{100 * c.fit.rwp_cell:.1f} %"])
         esd = c.fit.esd
         facts += [
             ["zero shift", f"{with_esd(c.fit.zero_shift, esd.get('zero_shift'))}\u00b0"],
             ["peak width", f"{with_esd(c.fit.fwhm, esd.get('fwhm'))}\u00b0"],
-            ["R_wp of the cell alone", f"{100 * c.fit.rwp_cell:.1f} %"],
             ["B", f"{with_esd(c.fit.b_iso, esd.get('b_iso'))} \u00c5\u00b2"],
         ]
     return facts

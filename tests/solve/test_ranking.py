@@ -113,7 +113,7 @@ def test_features_in_order_and_bounded():
         np.array([1.0]), np.array([0.0]), np.array([0.0]), np.array([0.5]), np.array([0.25]),
         np.array([9.0]), np.array([10]), np.array([3]), np.array([7.0]), np.array([0]),
     )  # fmt: skip
-    np.testing.assert_allclose(row, [[-4, -3, 0, 0.5, 0.25, 1.2, np.log(10), np.log(4), 2.0, 2.0]])
+    np.testing.assert_allclose(row, [[-4, -3, 0, 0.5, 0.25, 1.0, np.log(10), np.log(4), 2.0, 2.0]])
     assert ranking.feature_matrix(*[np.zeros(0)] * 10).shape == (0, NUM)
 
 

@@ -113,7 +113,7 @@ def feature_matrix(
         rwp_cell: the same, if every line of the cell had the intensity that fits best.
         similarity: cosine similarity of pattern and crystal embedding.
         votes: share of the candidates that are the same structure, 0..1.
-        contact: smallest distance over the sum of the two atomic radii.
+        contact: smallest distance over the sum of the two atomic radii; above 1 nothing is gained.
         num_atoms: atoms in the cell.
         num_free: structural parameters that were free in the refinement, 0 without one.
         moved: rms displacement of the atoms by the refinement, angstrom.
@@ -127,7 +127,7 @@ def feature_matrix(
         _excess(rwp_net, rwp_cell),
         similarity,
         votes,
-        np.clip(contact, 0.0, 1.2),
+        np.clip(contact, 0.0, 1.0),
         np.log(num_atoms),
         np.log1p(num_free),
         np.clip(moved, 0.0, 2.0),

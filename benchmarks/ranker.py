@@ -18,6 +18,7 @@ from benchmarks import inputs
 from xtalnet_jax.evaluation.calibration import brier_score, expected_calibration_error
 from xtalnet_jax.solve import assess, ranking
 from xtalnet_jax.solve.report_card import RANKED_BY
+from xtalnet_jax.solve.solution import MATCH_CONFIDENCE
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "all": ranking.FEATURES,
@@ -51,8 +52,8 @@ def cross_validated(
         "log_loss": round(float(-np.log(np.where(y, p, 1 - p)).mean()), 3),
         "brier": round(float(brier_score(p, y)), 3),
         "calibration_error": round(float(expected_calibration_error(p, y)), 3),
-        "called_match": int((p >= 0.7).sum()),
-        "of_these_right": int(y[p >= 0.7].sum()),
+        "called_match": int((p >= MATCH_CONFIDENCE).sum()),
+        "of_these_right": int(y[p >= MATCH_CONFIDENCE].sum()),
     }
 
 

@@ -167,6 +167,21 @@ def test_more_is_tried_until_something_explains_the_pattern(monkeypatch):
     assert asked == [0.05, 0.01]
 
 
+def test_a_family_that_cannot_hold_the_contents_is_not_the_end(monkeypatch):
+    """No group at the first precision: the beginning itself goes on to the next one."""
+    crystal, real = CRYSTALS["perovskite"], wyckoff.groups_of_cell
+    monkeypatch.setattr(
+        structure_search.wyckoff,
+        "groups_of_cell",
+        lambda lattice, symprec: [] if symprec == 0.05 else real(lattice, symprec),
+    )
+    tiny = with_rounds(QUICK, Round(100, 10, 0.0), Round(8, 20, 0.0), symprecs=(0.05, 0.01))
+    pattern = simulate_pattern([crystal])[0]
+    searched = begin_search(KEY, crystal.lattice, crystal.atomic_numbers, pattern, (), tiny)
+    assert searched.num_repeats == 2
+    assert crystal.to_structure().matches(searched.found[0].crystal.to_structure())
+
+
 @pytest.fixture(scope="module")
 def begun():
     """Two elements on mirror planes of Pnma, of which the random placements are far."""

@@ -81,7 +81,7 @@ def known_cell(
             f"no reflection of the cell {np.round(lattice, 3).tolist()} lies between "
             f"{observed.edges[0]:g} and {observed.edges[1]:g} degrees; is it given in angstrom?"
         )
-    angles = prepare.apart(two_theta[inside], SPACING * width)[:MAX_ANGLES]
+    angles = _apart(two_theta[inside], SPACING * width)[:MAX_ANGLES]
     inside &= two_theta <= angles.max() + SPACING * width
     hkl, inv_d, two_theta = table.hkl[inside].astype(int), table.inv_d[inside], two_theta[inside]
     root, floor = _root(observed, angles, fwhm, floor)
@@ -97,6 +97,15 @@ def known_cell(
         np.exp(-4 * np.log(2) * ((angles[:, None] - two_theta[None]) / width) ** 2),
         contact * (radius[:, None] + radius[None]),
     )
+
+
+def _apart(values: np.ndarray, spacing: float) -> np.ndarray:
+    """Of rising values each first one that is further than ``spacing`` from the last chosen."""
+    out: list[float] = []
+    for value in values:
+        if not out or value - out[-1] > spacing:
+            out.append(float(value))
+    return np.array(out)
 
 
 def _amplitudes(

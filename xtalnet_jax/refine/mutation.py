@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xtalnet_jax.refine.placement import Placement
+from xtalnet_jax.refine.placement import Placement, blank_placement
 
 
 class _Seat(NamedTuple):
@@ -72,7 +72,7 @@ def _seating(placements: Placement, i: int, counts: Sequence[int]) -> _Seating:
 
 
 def _move(rng: np.random.Generator, seating: _Seating) -> None:
-    """Put the atoms of one site anywhere on it."""
+    """Put the atoms of one site elsewhere on it."""
     places = [
         (e, k) for e, seats in enumerate(seating) for k, s in enumerate(seats) if s.project.any()
     ]
@@ -94,13 +94,7 @@ def _exchange(rng: np.random.Generator, seating: _Seating) -> None:
 
 
 def _placement(seating: _Seating, num_nodes: int) -> Placement:
-    out = Placement(
-        np.zeros(num_nodes, int),
-        np.zeros((num_nodes, 3, 3)),
-        np.zeros((num_nodes, 3)),
-        np.zeros((num_nodes, 3, 3)),
-        np.zeros((num_nodes, 3)),
-    )
+    out = blank_placement(num_nodes)
     start = 0
     for s, seat in enumerate(seat for seats in seating for seat in seats):
         rows = slice(start, start + len(seat.rotations))

@@ -41,6 +41,17 @@ def free_placement(crystal: Crystal, num_nodes: int) -> Placement:
     return Placement(np.arange(num_nodes), eye, np.zeros((num_nodes, 3)), project, x)
 
 
+def blank_placement(num_nodes: int) -> Placement:
+    """No atoms; rows to be filled."""
+    return Placement(
+        np.zeros(num_nodes, int),
+        np.zeros((num_nodes, 3, 3)),
+        np.zeros((num_nodes, 3)),
+        np.zeros((num_nodes, 3, 3)),
+        np.zeros((num_nodes, 3)),
+    )
+
+
 def stacked(placements: Sequence[Placement]) -> Placement:
     """Placements of one size with a leading axis, float32."""
     arrays = [np.stack(v) for v in zip(*placements)]
@@ -143,13 +154,7 @@ def _occupation(
 
 
 def _placed(rng: np.random.Generator, sites: list[Site], num_nodes: int) -> Placement:
-    out = Placement(
-        np.zeros(num_nodes, int),
-        np.zeros((num_nodes, 3, 3)),
-        np.zeros((num_nodes, 3)),
-        np.zeros((num_nodes, 3, 3)),
-        np.zeros((num_nodes, 3)),
-    )
+    out = blank_placement(num_nodes)
     start = 0
     for s, site in enumerate(sites):
         rows = slice(start, start + len(site.rotations))

@@ -157,15 +157,6 @@ def broaden(pattern: Pattern, grid: np.ndarray, fwhm: float) -> np.ndarray:
     return out / fwhm * (4 * np.log(2) / np.pi) ** 0.5
 
 
-def apart(values: np.ndarray, spacing: float) -> np.ndarray:
-    """Of rising values each first one that is further than ``spacing`` from the last chosen."""
-    out: list[float] = []
-    for value in values:
-        if not out or value - out[-1] > spacing:
-            out.append(float(value))
-    return np.array(out)
-
-
 def noise_left(observed: Observed, fwhm: float) -> float:
     """Standard deviation of the noise in the pattern broadened by a Gaussian of FWHM w.
 

@@ -110,7 +110,10 @@ def begin_search(
                 f"a start has the atoms {sorted(np.asarray(c.atomic_numbers).tolist())}, the cell "
                 f"{cell.atomic_numbers.tolist()}; starts must have the contents of the cell"
             )
-    return _repeated(key, Searched([], cell, [], {}, False, 0), starts, s)
+    searched = _repeated(key, Searched([], cell, [], {}, False, 0), starts, s)
+    while not searched.found and searched.num_repeats < len(s.symprecs):
+        searched = _repeated(key, searched, (), s)
+    return searched
 
 
 def continue_search(

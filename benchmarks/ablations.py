@@ -89,7 +89,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     solver = load_solver(str(pair))
     options = Options(
         num_items=case["num_items"], num_candidates=case["num_candidates"], pool=0, refine=False,
-        profile=False, shuffled=False,
+        profile=False, controls=(),
     )  # fmt: skip
     test = load_set(case["eval"], solver.max_atoms)
     report(solver, test, case["eval"], options, folder / "evaluation")

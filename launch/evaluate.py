@@ -31,7 +31,10 @@ if __name__ == "__main__":
     flags.DEFINE_bool("refine", True, "refine candidates before ranking")
     flags.DEFINE_bool("profile", True, "compare candidates with the profile; --noprofile is fast")
     flags.DEFINE_bool("search", True, "look for cells and structures; --nosearch takes plain draws")
-    flags.DEFINE_bool("shuffled", True, "also run the control with permuted patterns")
+    flags.DEFINE_list(
+        "controls", ["shuffled"],
+        "questions without right answer, beside: shuffled patterns, an element exchanged",
+    )  # fmt: skip
     flags.DEFINE_bool("fit_ranker", False, "fit the ranker to these items: OUT/ranker.json")
     flags.DEFINE_list("fit_with", [], "OUT folders of earlier runs to fit the ranker to as well")
     flags.DEFINE_enum(
@@ -55,8 +58,12 @@ def main() -> None:
     from xtalnet_jax import compilation
     from xtalnet_jax.data.fixtures import load_set
     from xtalnet_jax.solve import report_card
+    from xtalnet_jax.solve.controls import CONTROLS
     from xtalnet_jax.solve.solver import load_solver
 
+    unknown = set(FLAGS.controls) - set(CONTROLS)
+    if unknown:
+        raise ValueError(f"--controls has {unknown.pop()!r}, expected some of {[*CONTROLS]}")
     compilation.use_cache()
     solver = load_solver(FLAGS.weights)
     options = report_card.Options(
@@ -69,7 +76,7 @@ def main() -> None:
         refine=FLAGS.refine,
         profile=FLAGS.profile,
         search=FLAGS.search,
-        shuffled=FLAGS.shuffled,
+        controls=tuple(FLAGS.controls),
         fit_ranker=FLAGS.fit_ranker,
         fit_with=tuple(FLAGS.fit_with),
         workers=FLAGS.workers,

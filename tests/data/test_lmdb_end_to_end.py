@@ -159,7 +159,7 @@ def test_pretrain_train_evaluate(prepared, tmp_path, recipes):
     weights.mkdir()
     for kind, run in runs.items():
         shutil.copy(run / "weights.safetensors", weights / f"{kind}.safetensors")
-    options = ("--num_items=2", "--num_candidates=2", "--noprofile", "--noshuffled", "--workers=1")
+    options = ("--num_items=2", "--num_candidates=2", "--noprofile", "--controls=", "--workers=1")
     val = prepared["val"]
     done = command("evaluate", f"--data={val}", f"--weights={weights}", f"--out={out}", *options)
     rows = load_results(out / "results.json")

@@ -102,7 +102,7 @@ def test_without_a_match_there_are_no_cases(tiny_solver, record, tmp_path):
 def test_an_evaluation_draws_them(tiny_solver, tmp_path):
     packed = load_set("textbook", tiny_solver.max_atoms)
     options = report_card.Options(
-        num_items=2, num_candidates=2, pool=4, profile=False, refine=False, shuffled=False,
+        num_items=2, num_candidates=2, pool=4, profile=False, refine=False, controls=(),
         workers=1, figures=True,
     )  # fmt: skip
     report_card.report(tiny_solver, packed, "textbook", options, tmp_path)

@@ -292,7 +292,7 @@ def test_an_item_without_candidates_counts_as_not_matched(
     same = [("a", SALT), ("b", SALT)]
     packed = from_crystals(*zip(*same), lines_of([c for _, c in same], 1.0, 16))
     options = report_card.Options(
-        num_items=2, num_candidates=1, pool=0, profile=False, shuffled=False, workers=1
+        num_items=2, num_candidates=1, pool=0, profile=False, controls=(), workers=1
     )
     report_card.report(tiny_solver, packed, "same", options, tmp_path)
     for row in load_results(tmp_path / "results.json"):

@@ -57,6 +57,12 @@ _RADII = np.array(
 ATOMIC_RADII: np.ndarray = np.where(np.isnan(_RADII), 1.5, _RADII)
 """Empirical radii in angstrom (Slater, J. Chem. Phys. 41, 3199, 1964), 1.5 where there is none."""
 
+
+def has_radius(number: int) -> bool:
+    """Whether an element has an empirical radius: the ones that crystals are commonly made of."""
+    return not np.isnan(_RADII[number])
+
+
 _TOKEN = re.compile(r"([A-Z][a-z]?)|([(\[{])|([)\]}])|(\d+(?:\.\d+)?)|([·*•])|(\S)")
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import jax
 import numpy as np
@@ -32,6 +33,12 @@ class Item(NamedTuple):
     id: str
     truth: Crystal
     pattern: Pattern
+    composition: np.ndarray | None = None  # [n] atomic numbers claimed, None: those of the truth
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """[n] atomic numbers that the solver is told."""
+        return np.sort(self.truth.atomic_numbers if self.composition is None else self.composition)
 
 
 class Assessed(NamedTuple):
@@ -72,7 +79,7 @@ def assess(
             single draws described by the similarity.
         search: look for cells, and with ``refine`` for structures in them; without, candidates are
             single draws that are compared with the profile.
-        seed: of the generator; item i draws with its own key.
+        seed: of the generator; an item draws with the key of its id, alone or among others.
         progress: called with the numbers of items done and to do.
 
     Raises:
@@ -97,7 +104,7 @@ def assess(
     with path.open("a", encoding="utf-8") as file:
         for i, item in enumerate(items):
             if item.id not in done:
-                key = jax.random.fold_in(jax.random.key(seed), i)
+                key = jax.random.fold_in(jax.random.key(seed), crc32(item.id.encode()))
                 found = _assess_one(solver, item, key, asked)
                 line = json.dumps({**asked, **_to_json(found)})
                 file.write(line + "\n")
@@ -119,7 +126,7 @@ def _assess_one(
     start = time.perf_counter()
     pattern = single_wavelength(item.pattern)
     peaks = solver.peaks_of([pattern])
-    numbers = np.sort(item.truth.atomic_numbers)
+    numbers = item.numbers
     if profile and asked["search"]:
         found = solver.search(key, pattern, peaks, [numbers], num_candidates, anneal=refine)
         proposals = found.crystals

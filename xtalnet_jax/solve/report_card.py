@@ -21,6 +21,7 @@ from xtalnet_jax.pxrd.laboratory import laboratory_patterns
 from xtalnet_jax.pxrd.pattern import Lines
 from xtalnet_jax.pxrd.simulate import simulate_pattern
 from xtalnet_jax.solve import assess, figures, ranking
+from xtalnet_jax.solve.controls import CONTROLS
 from xtalnet_jax.solve.output import writable_folder
 from xtalnet_jax.solve.solver import Solver
 
@@ -41,7 +42,7 @@ class Options(NamedTuple):
     refine: bool = True
     profile: bool = True
     search: bool = True
-    shuffled: bool = True
+    controls: tuple[str, ...] = ("shuffled",)  # see `solve.controls`
     fit_ranker: bool = False
     fit_with: tuple[str, ...] = ()  # folders of earlier runs that the ranker is fitted to as well
     workers: int = 2
@@ -65,10 +66,10 @@ def report(
     if options.patterns != "clean":
         name = f"{name}, {options.patterns} patterns"
     groups = [_assessed(solver, items, "", options, out)]
-    if options.shuffled and len(items) > 1:
-        patterns = [item.pattern for item in items]
-        wrong = [i._replace(pattern=p) for i, p in zip(items, patterns[1:] + patterns[:1])]
-        groups.append(_assessed(solver, wrong, "patterns shuffled", options, out / "shuffled"))
+    for control in options.controls if len(items) > 1 else ():
+        said, make = CONTROLS[control]
+        wrong = make(items, options.item_seed)
+        groups.append(_assessed(solver, wrong, said, options, out / control))
     if options.fit_ranker and options.profile:
         solver = _with_ranker_fitted(solver, groups, options, out)
     for group in groups:
@@ -147,7 +148,7 @@ def _assessed(
 def _with_ranker_fitted(
     solver: Solver, groups: list[_Group], options: Options, out: Path
 ) -> Solver:
-    """Fit to all groups and earlier runs; shuffled patterns show what a wrong formula is like."""
+    """Fit to all groups and earlier runs; the controls show what a wrong question is like."""
     data = [(group.features, group.matched) for group in groups]
     for run in options.fit_with:
         data += assess.recorded(run, _kind(options), RANKED_BY)

@@ -269,6 +269,7 @@ def test_retrieve(call, tmp_path, arguments, message):
         (["--data=nowhere.npz"], "no packed set at nowhere.npz"),
         (["--data={file}"], "is not a packed set"),
         (["--data=textbook", "--num_items=0"], "must be at least 1"),
+        (["--data=textbook", "--controls=random"], "expected some of"),
         (["--data=textbook", "--pool=-1"], "--pool must be at least 0"),
         (["--data=textbook", "--weights=nowhere"], "no weights 'nowhere'"),
         (["--data=textbook", "--out={file}"], "cannot write to the folder"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from xtalnet_jax.data.packed import PackedSet
-from xtalnet_jax.evaluation import calibration, tables
-from xtalnet_jax.evaluation.generation import Attempt, Order, match_at_k
+from xtalnet_jax.evaluation import calibration, summary, tables
+from xtalnet_jax.evaluation.generation import (
+    Attempt,
+    Order,
+    atom_count_label,
+    crystal_system_label,
+    element_labels,
+    match_at_k,
+)
 from xtalnet_jax.evaluation.matching import TOLERANCES
 from xtalnet_jax.evaluation.retrieval import retrieval_report
 from xtalnet_jax.pxrd.augment import Effects, peaks_from_lines
@@ -28,6 +35,10 @@ from xtalnet_jax.solve.solver import Solver
 KS = (1, 3, 5, 10, 20)
 RANKED_BY = "strict"
 """Tolerance of the matches that the ranker learns to predict, see `evaluation.matching`."""
+BROKEN_DOWN_AT = "field"
+"""Tolerance of the table of match rates by kind of crystal."""
+FEWEST_OF_A_KIND = 5
+"""Kinds of fewer crystals are left out of that table."""
 
 
 class Options(NamedTuple):
@@ -80,7 +91,17 @@ def report(
         found = figures.Record(items, groups[0].assessed, groups[0].records, ranker)
         among = {str(i): pool.crystal(k) for k, i in enumerate(pool.id)}
         figures.write_figures(out / "figures", solver, found, among, ("paper", RANKED_BY))
-    text = "\n\n".join([tables.to_markdown(rows), *_remarks(solver, groups, options)])
+    text = "\n\n".join(
+        [
+            "## Ranked, best method",
+            summary.overview(rows),
+            *_remarks(solver, groups, options),
+            f"## Kinds of crystals, {BROKEN_DOWN_AT} tolerances",
+            _breakdowns(solver, groups[0], items, options),
+            "## Everything",
+            tables.to_markdown(rows),
+        ]
+    )
     (out / "results.md").write_text(text + "\n", encoding="utf-8")
     return text
 
@@ -185,6 +206,20 @@ def _generation(
             found = match_at_k(attempts, ks, order, [a.id for a in group.assessed])
             rows += tables.generation_rows(found, setting, provenance)
     return rows
+
+
+def _breakdowns(solver: Solver, group: _Group, items: list[assess.Item], options: Options) -> str:
+    if options.profile:
+        ranker = solver.rankers[_kind(options)]
+        attempts = assess.ranked_attempts(group.assessed, group.records, ranker, BROKEN_DOWN_AT)
+    else:
+        attempts = assess.similarity_attempts(group.assessed, group.records, BROKEN_DOWN_AT)
+    labels: dict[str, Mapping[str, Iterable[str]]] = {
+        "atoms": {i.id: [atom_count_label(i.truth, (4, 8, 12, 16, 20))] for i in items},
+        "crystal system": {i.id: [crystal_system_label(i.truth, 0.1)] for i in items},
+        "element": {i.id: element_labels(i.truth) for i in items},
+    }
+    return summary.breakdowns(attempts, labels, (1, options.num_candidates), FEWEST_OF_A_KIND)
 
 
 def _remarks(solver: Solver, groups: list[_Group], options: Options) -> list[str]:

@@ -32,20 +32,19 @@ NUM_FOLDS = 10
 
 
 def cross_validated(
-    items: list[tuple[np.ndarray, np.ndarray]], names: tuple[str, ...]
+    items: list[ranking.Question], names: tuple[str, ...], penalty: float = ranking.PENALTY
 ) -> dict[str, Any]:
-    """Losses of the first candidates [features, matches of each item] when left out of the fit."""
+    """Losses of the first candidates of items that were left out of the fit."""
     order = np.random.default_rng(0).permutation(len(items))
     confidence, right = [], []
     for fold in range(NUM_FOLDS):
         left_out = order[fold::NUM_FOLDS]
         rest = [items[i] for i in np.setdiff1d(order, left_out)]
-        features, matched = (np.concatenate(part) for part in zip(*rest))
-        ranker = ranking.fit_ranker(features, matched, inputs=names)
+        ranker = ranking.fit_ranker(rest, penalty, names)
         for i in left_out:
-            own = ranker.confidence(items[i][0])
+            own = ranker.confidence(items[i].features)
             confidence.append(own.max())
-            right.append(items[i][1][own.argmax()])
+            right.append(items[i].matched[own.argmax()])
     p, y = np.clip(confidence, 1e-3, 1 - 1e-3), np.array(right)
     return {
         "right": int(y.sum()),

@@ -24,7 +24,7 @@ def record(tiny_solver) -> figures.Record:
     for number, item in enumerate(items):
         moved = item.truth._replace(frac_coords=item.truth.frac_coords + 0.25)
         features = np.zeros((2, len(ranking.FEATURES)))
-        features[:, 2] = (0.9, 0.1)  # similarity
+        features[:, ranking.FEATURES.index("similarity")] = (0.9, 0.1)
         found = assess.Assessed(item.id, [moved, item.truth], features, np.arange(2), {})
         assessed.append(found)
         for k, rmse in enumerate([(0.01, None), (None, None), (None, 0.02)][number]):

@@ -255,8 +255,8 @@ def test_repeated_structures_are_scored_behind_different_ones(tiny_solver):
     order = sorted(attempts, key=lambda a: -a.score)
     assert [a.candidate for a in order] == [0, 2, 1]
     assert [a.rmse for a in order] == [None, 0.2, 0.1]
-    flags = assess.matched_flags([found], records, "field")
-    assert flags.tolist() == [False, True, True]
+    (asked,) = assess.questions([found], records, "field")
+    assert asked.matched.tolist() == [False, True]  # the first stands for the two that are equal
 
 
 def _record(item: str, candidate: int, rmse: float | None) -> Any:

@@ -51,6 +51,11 @@ class Assessed(NamedTuple):
     seconds: dict[str, float]
 
     @property
+    def different(self) -> np.ndarray:
+        """Rows of the different structures, see `ranking.different`."""
+        return ranking.different(self.features, self.group)
+
+    @property
     def similarity(self) -> np.ndarray:
         """[n] cosine similarity of pattern and crystal embedding."""
         return self.features[:, ranking.FEATURES.index("similarity")]
@@ -98,6 +103,7 @@ def assess(
         "search": search,
         "seed": seed,
         "weights": solver.name,
+        "inputs": list(ranking.FEATURES),
     }
     done = _read(path, asked)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,14 +172,12 @@ def ranked_attempts(
 
     A repetition of a structure goes behind all different ones, as `Solver.rank` drops it.
     """
-    scores = {}
+    scores: dict[tuple[str, int], float] = {}
     for found in assessed:
-        confidence = ranker.confidence(found.features)
-        seen: set[int] = set()
-        for k in np.argsort(-confidence, kind="stable"):
-            repeated = int(found.group[k]) in seen
-            seen.add(int(found.group[k]))
-            scores[found.id, int(k)] = float(confidence[k]) - 2.0 * repeated
+        scores |= {(found.id, k): -1.0 for k in range(len(found.candidates))}
+        rows = found.different
+        confidence = ranker.confidence(found.features[rows]).tolist()
+        scores |= {(found.id, int(k)): sure for k, sure in zip(rows, confidence)}
     return attempts_from_records(records, scores, tolerance)
 
 
@@ -185,16 +189,20 @@ def similarity_attempts(
     return attempts_from_records(records, scores, tolerance)
 
 
-def matched_flags(
+def questions(
     assessed: Sequence[Assessed], records: Sequence[Any], tolerance: str
-) -> np.ndarray:
-    """[all candidates] bool, in the order of ``np.concatenate([a.features for a in assessed])``."""
+) -> list[ranking.Question]:
+    """What the ranker sees of each item, and which structures match at a tolerance."""
     found = {(r.item, r.candidate): r.rmse[tolerance] is not None for r in records}
-    return np.array([found[a.id, k] for a in assessed for k in range(len(a.candidates))])
+    return [
+        ranking.Question(a.features[rows], np.array([found[a.id, int(k)] for k in rows], bool))
+        for a in assessed
+        for rows in [a.different]
+    ]
 
 
-def recorded(folder: str | Path, kind: str, tolerance: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Features [n, num_features] and matches [n] of each item of an earlier run in a folder.
+def recorded(folder: str | Path, kind: str, tolerance: str) -> list[ranking.Question]:
+    """What the ranker sees of each item of an earlier run in a folder.
 
     Raises:
         ValueError: there are none.
@@ -206,7 +214,7 @@ def recorded(folder: str | Path, kind: str, tolerance: str) -> list[tuple[np.nda
     assessed = [a for a in found.values() if (a.id, 0) in known]
     if not assessed:
         raise ValueError(f"{folder} holds no record of {kind} candidates and their matches")
-    return [(a.features, matched_flags([a], records, tolerance)) for a in assessed]
+    return questions(assessed, records, tolerance)
 
 
 def _to_json(found: Assessed) -> dict[str, Any]:

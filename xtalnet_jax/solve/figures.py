@@ -175,11 +175,12 @@ def _cases(folder: Path, record: Record, attempts: list[Attempt], tolerance: str
 
 
 def _reliability(folder: Path, record: Record, ranker: Ranker, tolerance: str) -> Path:
-    confidence = ranker.confidence(np.concatenate([a.features for a in record.assessed]))
-    matched = assess.matched_flags(record.assessed, record.records, tolerance)
+    questions = assess.questions(record.assessed, record.records, tolerance)
+    confidence = np.concatenate([ranker.confidence(q.features) for q in questions])
+    matched = np.concatenate([q.matched for q in questions])
     curve = calibration.reliability_curve(confidence, matched)
     error = calibration.expected_calibration_error(confidence, matched)
-    title = f"{len(matched)} candidates, {tolerance} match\ncalibration error {error:.3f}"
+    title = f"{len(matched)} structures, {tolerance} match\ncalibration error {error:.3f}"
     data = curve._asdict() | {"calibration_error": error}
     return _save(folder / "reliability.png", curves.plot_reliability(curve, title), data)
 

@@ -1,9 +1,11 @@
 """Which candidate is right, and how sure are we: a small calibrated ranker.
 
 A candidate is described by a handful of numbers (how well it fits the pattern, how similar its
-embedding is, how often the generator proposed it, how close its atoms come); a logistic regression
-fitted on validation crystals turns them into the probability that the candidate matches the true
-structure. Candidates are ranked by that probability, which is also the published confidence.
+embedding is, how often the generator proposed it, how close its atoms come). The different
+structures of a pattern exclude each other, and none of them may be right: a multinomial logit
+(McFadden, in Frontiers in Econometrics, 1974) over them and "none", fitted on validation
+crystals, turns the numbers into probabilities that add up to one. Candidates are ranked by their
+probability, which is also the published confidence.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import expit
+from scipy.special import logsumexp
 
 FEATURES = (
     "log_misfit",
     "log_rwp_net",
+    "poor_fit",
     "excess",
     "similarity",
     "votes",
@@ -27,7 +30,6 @@ FEATURES = (
     "log_num_atoms",
     "log_num_free",
     "moved",
-    "lead",
 )
 """Names and order of the ranker's inputs, see `feature_matrix`."""
 
@@ -36,22 +38,31 @@ INPUTS = {
     "raw": FEATURES,
 }
 """What the ranker of each kind of candidates looks at. Of refined ones, half come once from a
-search, so that votes say little; size and displacement stand for the crystals it was fitted to:
-without the three the logarithmic loss of first candidates is lower in cross-validation
-(`benchmarks.ranker`)."""
+search, so that votes say little; size and displacement stand for the crystals it was fitted to
+(`benchmarks.ranker` compares)."""
 
 SIGNS = {
-    "log_misfit": -1, "log_rwp_net": -1, "excess": -1, "similarity": 1, "votes": 1, "lead": 1
+    "log_misfit": -1, "log_rwp_net": -1, "poor_fit": -1, "excess": -1, "similarity": 1, "votes": 1
 }  # fmt: skip
 """Directions that are known: a better fit or more votes never make a structure less likely."""
 
-LEADER_WEIGHT = 5.0
-"""In a fit, of the structures that no other fits better than: the verdict is about them, and
-most of the others are too easy to learn from."""
+POOR_RWP = 0.25
+"""R_wp above which a fit counts against a structure all the more: noise and texture of a
+laboratory seldom explain as much."""
+
+PENALTY = 0.3
+"""Of the ridge in `fit_ranker`, in units of one pattern's log likelihood."""
+
+
+class Question(NamedTuple):
+    """The different structures proposed for one pattern, and which of them are right."""
+
+    features: np.ndarray  # [n, num_features], see `feature_matrix`; n may be 0
+    matched: np.ndarray  # [n] bool
 
 
 class Ranker(NamedTuple):
-    """Logistic regression on standardised features."""
+    """Multinomial logit on standardised features; "none" has utility 0."""
 
     mean: np.ndarray  # [num_features]
     scale: np.ndarray  # [num_features]
@@ -59,9 +70,17 @@ class Ranker(NamedTuple):
     intercept: float
 
     def confidence(self, features: np.ndarray) -> np.ndarray:
-        """Return the probability of a match, [n], for features [n, num_features]."""
+        """Return the probability that each of the different structures of a pattern is right.
+
+        Args:
+            features: [n, num_features], of all `different` structures for one pattern.
+
+        Returns:
+            [n], not more than 1 together: the rest is the probability that none is right.
+        """
         z = (np.asarray(features, float) - self.mean) / self.scale
-        return expit(z @ self.coefficients + self.intercept)
+        utility = z @ self.coefficients + self.intercept
+        return np.exp(utility - logsumexp(np.append(utility, 0.0)))
 
     def to_config(self) -> dict[str, Any]:
         """Return plain lists, as stored in a weights file."""
@@ -93,6 +112,14 @@ def ranker_from_config(config: Mapping[str, Any]) -> Ranker:
     )
 
 
+def different(features: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Rows of the different structures, ascending: of each group the one that fits best."""
+    best: dict[int, int] = {}
+    for row in np.argsort(features[:, FEATURES.index("log_rwp_net")], kind="stable"):
+        best.setdefault(int(group[row]), int(row))
+    return np.array(sorted(best.values()), int)
+
+
 def feature_matrix(
     cosine: np.ndarray,
     rwp_net: np.ndarray,
@@ -103,7 +130,6 @@ def feature_matrix(
     num_atoms: np.ndarray,
     num_free: np.ndarray,
     moved: np.ndarray,
-    group: np.ndarray,
 ) -> np.ndarray:
     """Return the ranker's inputs, [n, num_features].
 
@@ -117,13 +143,12 @@ def feature_matrix(
         num_atoms: atoms in the cell.
         num_free: structural parameters that were free in the refinement, 0 without one.
         moved: rms displacement of the atoms by the refinement, angstrom.
-        group: [n] int, equal for candidates that are the same structure: a fit counts more if no
-            other structure comes near it.
     """
-    log_misfit = np.log10(np.clip(1.0 - np.asarray(cosine, float), 1e-4, None))
+    log_rwp_net = np.log10(np.clip(rwp_net, 1e-3, 3.0))
     columns = (
-        log_misfit,
-        np.log10(np.clip(rwp_net, 1e-3, 3.0)),
+        np.log10(np.clip(1.0 - np.asarray(cosine, float), 1e-4, None)),
+        log_rwp_net,
+        np.maximum(log_rwp_net - np.log10(POOR_RWP), 0.0),
         _excess(rwp_net, rwp_cell),
         similarity,
         votes,
@@ -131,7 +156,6 @@ def feature_matrix(
         np.log(num_atoms),
         np.log1p(num_free),
         np.clip(moved, 0.0, 2.0),
-        _lead(log_misfit, np.asarray(group)),
     )
     return np.stack([np.broadcast_to(np.asarray(c, float), np.shape(cosine)) for c in columns], -1)
 
@@ -139,16 +163,6 @@ def feature_matrix(
 def _excess(rwp_net: np.ndarray, rwp_cell: np.ndarray) -> np.ndarray:
     """How much worse than its cell a structure fits, 0 to 1; below 5 % of R_wp little matters."""
     return np.clip(np.log10((rwp_net + 0.05) / (rwp_cell + 0.05)), 0.0, 1.0)
-
-
-def _lead(log_misfit: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """By how much each misfit is smaller than that of the best other structure, -2 to 2."""
-    out = np.full(len(group), 2.0)
-    for i, own in enumerate(group):
-        others = log_misfit[group != own]
-        if len(others):
-            out[i] = others.min() - log_misfit[i]
-    return np.clip(out, -2.0, 2.0)
 
 
 def load_rankers(path: str | Path) -> dict[str, Ranker]:
@@ -168,45 +182,50 @@ def save_rankers(path: str | Path, rankers: Mapping[str, Ranker]) -> None:
 
 
 def fit_ranker(
-    features: np.ndarray,
-    matched: np.ndarray,
-    penalty: float = 1.0,
+    questions: Sequence[Question],
+    penalty: float | int = PENALTY,
     inputs: Sequence[str] = FEATURES,
 ) -> Ranker:
     """Fit by maximum likelihood with a ridge penalty on the standardised coefficients.
 
-    Coefficients keep the `SIGNS` that are known, which few data may contradict by chance; leading
-    structures weigh more (`LEADER_WEIGHT`).
+    Coefficients keep the `SIGNS` that are known, which few data may contradict by chance.
 
     Args:
-        features: [n, num_features] of validation candidates (see `feature_matrix`).
-        matched: [n] bool, whether each candidate matched the true structure.
-        penalty: weight of the ridge term, in units of one candidate's log likelihood.
+        questions: validation patterns; right is any of the structures that matched, or "none".
+        penalty: weight of the ridge term, in units of one pattern's log likelihood.
         inputs: names of the features to use, see `INPUTS`; the others get coefficients of 0.
 
     Raises:
-        ValueError: all candidates or none matched, so that nothing can be learned.
+        ValueError: all structures or none matched, so that nothing can be learned.
     """
-    x, y = np.asarray(features, float), np.asarray(matched, float)
+    x = np.concatenate([q.features for q in questions]).astype(float)
+    y = np.concatenate([q.matched for q in questions]).astype(bool)
     if not 0.0 < y.mean() < 1.0:
         raise ValueError(
-            f"{int(y.sum())} of {len(y)} candidates matched; fitting a ranker needs matches "
+            f"{int(y.sum())} of {len(y)} structures matched; fitting a ranker needs matches "
             "and misses"
         )
-    weight = np.where(x[:, FEATURES.index("lead")] >= 0, LEADER_WEIGHT, 1.0)
     mean, scale = x.mean(0), np.maximum(x.std(0), 1e-6)
-    z = (x - mean) / scale
+    widest = max(len(q.matched) for q in questions)
+    z = np.zeros((len(questions), widest + 1, x.shape[1] + 1))  # the last place is "none"
+    possible, right = np.zeros((2, len(questions), widest + 1), bool)
+    for i, (features, matched) in enumerate(questions):
+        n = len(matched)
+        z[i, :n] = np.c_[(features - mean) / scale, np.ones(n)]
+        possible[i, :n], possible[i, -1] = True, True
+        right[i, :n], right[i, -1] = matched, not np.any(matched)
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        logit = z @ theta[1:] + theta[0]
-        value = weight @ (np.logaddexp(0.0, logit) - y * logit)
-        value += 0.5 * penalty * theta[1:] @ theta[1:]
-        error = weight * (expit(logit) - y)
-        return value, np.concatenate([[error.sum()], z.T @ error + penalty * theta[1:]])
+        utility = z @ theta
+        every = logsumexp(np.where(possible, utility, -np.inf), axis=1, keepdims=True)
+        correct = logsumexp(np.where(right, utility, -np.inf), axis=1, keepdims=True)
+        error = possible * np.exp(utility - every) - right * np.exp(utility - correct)
+        ridge = np.append(penalty * theta[:-1], 0.0)
+        value = (every - correct).sum() + 0.5 * ridge @ theta
+        return value, np.einsum("ip,ipf->f", error, z) + ridge
 
     span = {-1: (None, 0.0), 0: (None, None), 1: (0.0, None)}
-    bounds = [span[0]]
-    bounds += [span[SIGNS.get(name, 0)] if name in inputs else (0.0, 0.0) for name in FEATURES]
+    bounds = [span[SIGNS.get(name, 0)] if name in inputs else (0.0, 0.0) for name in FEATURES]
     start = np.zeros(x.shape[1] + 1)
-    theta = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
-    return Ranker(mean, scale, theta[1:], float(theta[0]))
+    theta = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[*bounds, span[0]]).x
+    return Ranker(mean, scale, theta[:-1], float(theta[-1]))

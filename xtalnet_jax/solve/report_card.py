@@ -141,12 +141,7 @@ class _Group(NamedTuple):
     control: str
     assessed: list[assess.Assessed]
     records: list[Any]
-    matched: np.ndarray  # [all candidates] bool at `RANKED_BY`
-
-    @property
-    def features(self) -> np.ndarray:
-        """[all candidates, num_features]."""
-        return np.concatenate([a.features for a in self.assessed])
+    questions: list[ranking.Question]  # of the items, right at `RANKED_BY`
 
 
 def _kind(options: Options) -> str:
@@ -162,19 +157,18 @@ def _assessed(
         options.profile, options.search, options.seed, _progress(control or kind),
     )  # fmt: skip
     records = assess.match(items, assessed, out / f"{kind}_matches.jsonl", options.workers)
-    matched = assess.matched_flags(assessed, records, RANKED_BY)
-    return _Group(control, assessed, records, matched)
+    questions = assess.questions(assessed, records, RANKED_BY)
+    return _Group(control, assessed, records, questions)
 
 
 def _with_ranker_fitted(
     solver: Solver, groups: list[_Group], options: Options, out: Path
 ) -> Solver:
     """Fit to all groups and earlier runs; the controls show what a wrong question is like."""
-    data = [(group.features, group.matched) for group in groups]
+    questions = [question for group in groups for question in group.questions]
     for run in options.fit_with:
-        data += assess.recorded(run, _kind(options), RANKED_BY)
-    features, matched = (np.concatenate(part) for part in zip(*data))
-    fitted = ranking.fit_ranker(features, matched, inputs=ranking.INPUTS[_kind(options)])
+        questions += assess.recorded(run, _kind(options), RANKED_BY)
+    fitted = ranking.fit_ranker(questions, inputs=ranking.INPUTS[_kind(options)])
     solver = solver._replace(rankers={**solver.rankers, _kind(options): fitted})
     ranking.save_rankers(out / "ranker.json", solver.rankers)
     return solver
@@ -229,7 +223,7 @@ def _remarks(solver: Solver, groups: list[_Group], options: Options) -> list[str
         own = _time_spent(group)
         if options.profile:
             ranker = solver.rankers[_kind(options)]
-            own += " " + _calibration(ranker.confidence(group.features), group)
+            own += " " + _calibration(ranker, group.questions)
         out.append(f"{group.control or _kind(options)}: {own}")
         print(out[-1], file=sys.stderr)
     return out
@@ -244,19 +238,19 @@ def _time_spent(group: _Group) -> str:
     return f"median time {np.median(total):.1f} s, mean {total.mean():.1f} s ({each})."
 
 
-def _calibration(confidence: np.ndarray, group: _Group) -> str:
-    """Calibration of every candidate, and of the most confident one of each item."""
-    parts = np.cumsum([len(a.candidates) for a in group.assessed])[:-1]
-    first = [
-        start + int(own.argmax())
-        for start, own in zip([0, *parts], np.split(confidence, parts))
-        if len(own)
-    ]
+def _calibration(ranker: ranking.Ranker, questions: list[ranking.Question]) -> str:
+    """Calibration of all structures, and of the most confident one of each item."""
+    sure = [ranker.confidence(q.features) for q in questions]
+    first = [(c.max(), q.matched[c.argmax()]) for c, q in zip(sure, questions) if len(c)]
     errors = [
         (what, calibration.expected_calibration_error(c, m), calibration.brier_score(c, m))
         for what, c, m in (
-            ("all candidates", confidence, group.matched),
-            ("the first candidates", confidence[first], group.matched[first]),
+            (
+                "all structures",
+                np.concatenate(sure),
+                np.concatenate([q.matched for q in questions]),
+            ),
+            ("the first structures", *map(np.array, zip(*first))),
         )
     ]
     return "; ".join(

@@ -288,23 +288,23 @@ class Solver(NamedTuple):
     def rank(self, fit: Fit, ranker: str, space_group: str | None = None) -> list[Candidate]:
         """Merge equal structures and order them by confidence."""
         features = features_of(fit)
-        confidence = self.rankers[ranker].confidence(features.matrix)
-        order = np.argsort(-confidence, kind="stable")
-        best = {g: i for i in order[::-1] for g in [features.group[i]]}
+        rows = ranking.different(features.matrix, features.group)
+        confidence = self.rankers[ranker].confidence(features.matrix[rows])
         kept = [
             Candidate(
                 fit.crystals[i],
                 fit.refined[i].rwp,
                 float(fit.similarity[i]),
-                float(confidence[i]),
+                float(sure),
                 plausibility.space_group_of(fit.crystals[i]),
                 fit.refined[i].calculated,
                 int((features.group == features.group[i]).sum()),
                 fit.refined[i],
                 dict(zip(ranking.FEATURES, features.matrix[i].tolist())),
             )
-            for i in sorted(best.values(), key=lambda i: -confidence[i])
+            for i, sure in zip(rows, confidence)
         ]
+        kept.sort(key=lambda c: -c.confidence)
         if space_group is not None:
             kept.sort(key=lambda c: c.space_group != space_group)
         return kept
@@ -345,7 +345,6 @@ def features_of(fit: Fit, merge: bool = True) -> Features:
         sizes,
         fit.num_free,
         fit.moved,
-        group,
     )
     return Features(matrix, group)
 

@@ -41,7 +41,11 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("num_candidates", 20, "structures drawn, and at most so many written")
     flags.DEFINE_integer("seed", 0, "equal seeds give equal results")
-    flags.DEFINE_list("lattice", None, "known primitive cell a,b,c,alpha,beta,gamma")
+    flags.DEFINE_list(
+        "lattice",
+        None,
+        "known cell a,b,c,alpha,beta,gamma: primitive, or conventional beside --space_group",
+    )
     flags.DEFINE_string("space_group", None, "known space group, e.g. Fm-3m or 225")
     flags.DEFINE_bool("refine", True, "fit every candidate to the pattern before ranking")
     flags.DEFINE_string("weights", "default", "bundled name, or folder with both weight files")

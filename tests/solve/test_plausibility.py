@@ -1,11 +1,13 @@
 """Hints, contacts and equality of structures against what a crystallographer knows."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import spglib
 
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.elements import ATOMIC_RADII
+from xtalnet_jax.crystals.lattice import matrix_from_parameters
 from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.data.fixtures import textbook_crystals
 from xtalnet_jax.solve import plausibility
@@ -57,6 +59,39 @@ def test_cell_parameters_are_a_lattice_hint():
     found = plausibility.lattice_from_hint((4.594, 4.594, 2.959, 90, 90, 90))
     np.testing.assert_allclose(found, np.diag([2.959, 4.594, 4.594]), atol=1e-5)
     assert plausibility.lattice_from_hint(None) is None
+
+
+CENTRED = {
+    "Fm-3m": ((5.64, 5.64, 5.64, 90, 90, 90), 4),
+    "Im-3m": ((2.87, 2.87, 2.87, 90, 90, 90), 2),
+    "R-3c": ((4.99, 4.99, 17.06, 90, 90, 120), 3),
+    "C2/c": ((9.75, 8.90, 5.25, 90, 106.3, 90), 2),
+    "I2/a": ((6.52, 13.07, 8.55, 90, 115.7, 90), 2),
+    "Amm2": ((3.99, 5.67, 5.68, 90, 90, 90), 2),
+    "P2_1/c": ((5.1, 5.2, 5.3, 90, 99.0, 90), 1),
+}
+
+
+@pytest.mark.parametrize("group", CENTRED)
+def test_conventional_cells_are_made_primitive(group):
+    """Every lattice vector of the known centring is one of the primitive cell, and no other."""
+    parameters, points = CENTRED[group]
+    found = plausibility.lattice_from_hint(parameters, group)
+    conventional = np.asarray(
+        matrix_from_parameters(*jnp.reshape(jnp.array(parameters), (2, 3))), float
+    )
+    assert np.linalg.det(conventional) / np.linalg.det(found) == pytest.approx(points, rel=1e-4)
+    centrings = {
+        "F": [(0, 0.5, 0.5), (0.5, 0, 0.5)], "I": [(0.5, 0.5, 0.5)], "A": [(0, 0.5, 0.5)],
+        "C": [(0.5, 0.5, 0)], "R": [(2 / 3, 1 / 3, 1 / 3)], "P": [(1, 0, 0)],
+    }  # fmt: skip
+    shortest = [np.linalg.norm(np.array(t) @ conventional) for t in centrings[group[0]]]
+    steps = np.stack(np.meshgrid(*[range(-3, 4)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    lengths = np.linalg.norm(steps @ found, axis=1)
+    for length in shortest:
+        assert np.abs(lengths - length).min() < 1e-3
+    again = plausibility.lattice_from_hint(found, group)
+    np.testing.assert_allclose(np.linalg.det(again), np.linalg.det(found), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from xtalnet_jax.crystals.bravais import CENTRINGS
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.elements import ATOMIC_RADII, parse_formula
 from xtalnet_jax.crystals.lattice import matrix_from_parameters
@@ -18,6 +19,9 @@ COMMON_UNITS = (1, 2, 4, 3, 6, 8, 5, 7, 9, 10)
 """Formula units per primitive cell in falling order of frequency; later ones are not tried."""
 
 MAX_UNITS_TRIED = 4
+
+MOST_OFF_ANGLE = 0.02
+"""Degrees that a right angle of a conventional cell may be off."""
 
 
 def formula_units(
@@ -55,11 +59,13 @@ def formula_units(
     return tuple(fitting[:MAX_UNITS_TRIED])
 
 
-def lattice_from_hint(lattice: Any) -> np.ndarray | None:
-    """Return the standard cell [3, 3], as the training data have it, of a known one.
+def lattice_from_hint(lattice: Any, space_group: str | int | None = None) -> np.ndarray | None:
+    """Return the standard primitive cell [3, 3], as the training data have it, of a known one.
 
     Args:
         lattice: rows in angstrom, or six cell parameters in angstrom and degrees.
+        space_group: known symbol or number. If it is of a centred lattice, and the angles are those
+            of a conventional cell, the cell is taken for that and made primitive.
 
     Raises:
         ValueError: neither form, or no cell with positive volume.
@@ -77,7 +83,24 @@ def lattice_from_hint(lattice: Any) -> np.ndarray | None:
             f"lattice {lattice} is no cell; expected six numbers a, b, c "
             "(angstrom), alpha, beta, gamma (degrees) or three vectors"
         )
+    if space_group is not None:
+        values = _primitive(values, space_group)
     return standardise(Crystal(np.array([1]), np.zeros((1, 3)), values)).lattice
+
+
+def _primitive(cell: np.ndarray, space_group: str | int) -> np.ndarray:
+    """The primitive one of a conventional cell; any other is returned as it is."""
+    standard = space_group_from_hint(space_group) or "P"
+    written = str(space_group).strip()[:1].upper()
+    centring = written if written in CENTRINGS else standard[0]
+    lengths = np.linalg.norm(cell, axis=1)
+    angles = np.rad2deg(np.arccos(np.clip((cell @ cell.T) / np.outer(lengths, lengths), -1, 1)))
+    oblique = np.abs(angles[[1, 0, 0], [2, 2, 1]] - 90.0) > MOST_OFF_ANGLE
+    if centring == "R":
+        hexagonal = oblique.tolist() == [False, False, True]
+        return CENTRINGS["R"] @ cell if hexagonal else cell
+    monoclinic = standard in map(space_group_from_hint, range(3, 16))
+    return CENTRINGS[centring] @ cell if oblique.sum() <= monoclinic else cell
 
 
 @cache

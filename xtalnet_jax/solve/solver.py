@@ -88,8 +88,9 @@ class Solver(NamedTuple):
             seed: of the generator; equal seeds give equal results.
             refine: fit every candidate to the pattern before ranking.
             z: formula units per primitive cell, if known; otherwise plausible ones are tried.
-            lattice: known primitive cell, [3, 3] rows in angstrom or (a, b, c, alpha, beta,
-                gamma) in angstrom and degrees.
+            lattice: known cell, [3, 3] rows in angstrom or (a, b, c, alpha, beta, gamma) in
+                angstrom and degrees: the primitive one, or with a centred ``space_group`` the
+                conventional one.
             space_group: known symbol or number; candidates of other space groups rank last.
             report: called with a short text when a stage starts.
 
@@ -155,7 +156,7 @@ class Solver(NamedTuple):
         Raises:
             ValueError: see `solve`.
         """
-        known_cell = plausibility.lattice_from_hint(lattice)
+        known_cell = plausibility.lattice_from_hint(lattice, space_group)
         group = plausibility.space_group_from_hint(space_group)
         if num_candidates < 1:
             raise ValueError(f"num_candidates is {num_candidates}, expected at least 1")

@@ -22,10 +22,10 @@ from benchmarks import inputs
 from xtalnet_jax import compilation, load_solver
 from xtalnet_jax.crystals.reduction import niggli_transform
 from xtalnet_jax.data import packed
+from xtalnet_jax.direct_space.structure_search import search_structures
 from xtalnet_jax.evaluation.matching import MatchPair, match_many
+from xtalnet_jax.indexing import indexing
 from xtalnet_jax.pxrd.kalpha import single_wavelength
-from xtalnet_jax.refine import indexing
-from xtalnet_jax.refine.structure_search import search_structures
 from xtalnet_jax.solve import assess, report_card
 from xtalnet_jax.solve.search import aligned
 from xtalnet_jax.solve.solver import Solver

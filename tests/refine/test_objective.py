@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xtalnet_jax.crystals import symmetry
 from xtalnet_jax.crystals.crystal import Crystal, stack_crystals
 from xtalnet_jax.pxrd.instrument import Instrument
 from xtalnet_jax.pxrd.pattern import CU_KALPHA, two_theta_from_inv_d
 from xtalnet_jax.pxrd.profile import profile as render_profile
 from xtalnet_jax.pxrd.reflections import reflections
-from xtalnet_jax.refine import model, objective, prepare, symmetry
+from xtalnet_jax.refine import model, objective, prepare
 from xtalnet_jax.refine.objective import Restraints, Target
 
 EDGES = jnp.array([8.0, 80.0])

@@ -4,10 +4,10 @@ import pytest
 
 from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.data.fixtures import textbook_crystals
+from xtalnet_jax.direct_space.structure_search import Found as Structure
+from xtalnet_jax.direct_space.structure_search import Searched
 from xtalnet_jax.pxrd.peaks import peak_batch
 from xtalnet_jax.pxrd.simulate import simulate_pattern
-from xtalnet_jax.refine.structure_search import Found as Structure
-from xtalnet_jax.refine.structure_search import Searched
 from xtalnet_jax.solve import screen
 from xtalnet_jax.solve import search as search_module
 from xtalnet_jax.solve.search import DEFAULT, _shares, search

@@ -9,13 +9,13 @@ import numpy as np
 
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.elements import ATOMIC_RADII
+from xtalnet_jax.crystals.symmetry import Freedom
 from xtalnet_jax.pxrd import preprocess
 from xtalnet_jax.pxrd.hkl import hkl_table
 from xtalnet_jax.pxrd.pattern import Pattern, inv_d_from_two_theta
 from xtalnet_jax.refine.model import NUM_SHARED, Frame
 from xtalnet_jax.refine.objective import Target
 from xtalnet_jax.refine.stages import Levels, Trials
-from xtalnet_jax.refine.symmetry import Freedom
 
 FEW_COORDS = 12
 """Free coordinates of a symmetric crystal that are compiled for; else it is all there can be."""

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from xtalnet_jax.crystals import symmetry
 from xtalnet_jax.crystals.crystal import Crystal
-from xtalnet_jax.refine import symmetry
 from xtalnet_jax.refine.settings import RefineSettings
 
 

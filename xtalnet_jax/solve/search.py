@@ -22,15 +22,15 @@ import numpy as np
 
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.reduction import standard_frame
+from xtalnet_jax.direct_space.structure_search import Found as Structure
+from xtalnet_jax.direct_space.structure_search import Searched, begin_search, continue_search
+from xtalnet_jax.indexing import indexing, positions
 from xtalnet_jax.pxrd.pattern import (
     Pattern,
     PeakBatch,
     inv_d_from_two_theta,
     two_theta_from_inv_d,
 )
-from xtalnet_jax.refine import indexing, positions
-from xtalnet_jax.refine.structure_search import Found as Structure
-from xtalnet_jax.refine.structure_search import Searched, begin_search, continue_search
 from xtalnet_jax.solve import screen
 
 ProposeFn = Callable[..., list[Crystal]]

@@ -14,12 +14,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from xtalnet_jax.crystals import wyckoff
 from xtalnet_jax.crystals.crystal import Crystal
+from xtalnet_jax.direct_space import annealing, known_cell, placement, selection
+from xtalnet_jax.direct_space.known_cell import KnownCell
+from xtalnet_jax.direct_space.placement import Placement
+from xtalnet_jax.direct_space.selection import Option, Population, SelectionSettings
 from xtalnet_jax.pxrd.pattern import Pattern
-from xtalnet_jax.refine import direct_space, known_cell, placement, selection, wyckoff
-from xtalnet_jax.refine.known_cell import KnownCell
-from xtalnet_jax.refine.placement import Placement
-from xtalnet_jax.refine.selection import Option, Population, SelectionSettings
 
 
 class SearchSettings(NamedTuple):
@@ -144,7 +145,7 @@ def _repeated(
     """All rounds once more, with groups of the next precision."""
     s, cell, k = settings, searched.cell, searched.num_repeats
     key = jax.random.fold_in(key, k)
-    num_nodes = direct_space.num_nodes_for(len(cell.atomic_numbers))
+    num_nodes = annealing.num_nodes_for(len(cell.atomic_numbers))
     options = _options(cell, wyckoff.groups_of_cell(cell.lattice, s.symprecs[k]), num_nodes, s)
     drawn = _draw(_generator(key), cell, options, num_nodes, s)
     if starts:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xtalnet_jax.refine.placement import Placement, blank_placement
+from xtalnet_jax.direct_space.placement import Placement, blank_placement
 
 
 class _Seat(NamedTuple):

@@ -6,8 +6,8 @@ from functools import cache
 
 import numpy as np
 
+from xtalnet_jax.crystals import wyckoff
 from xtalnet_jax.crystals.crystal import Crystal
-from xtalnet_jax.refine import wyckoff
 
 CENTRING = {  # primitive vectors in terms of conventional ones (International Tables A, 3.1.1)
     "P": np.eye(3),

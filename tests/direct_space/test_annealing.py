@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.refine import cells
+from tests.direct_space import cells
+from xtalnet_jax.crystals import wyckoff
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.data.fixtures import textbook_crystals
+from xtalnet_jax.direct_space import annealing, known_cell, placement
+from xtalnet_jax.direct_space.annealing import CHUNK, DEFAULT, anneal, cos_sin
 from xtalnet_jax.pxrd.simulate import simulate_pattern
-from xtalnet_jax.refine import direct_space, known_cell, placement, wyckoff
-from xtalnet_jax.refine.direct_space import CHUNK, DEFAULT, anneal, cos_sin
 
 RUTILE = standardise(textbook_crystals()["rutile"])
 KEY = jax.random.key(0)
@@ -266,4 +267,4 @@ def test_a_step_in_a_skewed_cell_goes_straight_downhill():
 def test_no_groups_and_sizes():
     empty = anneal(KEY, prepared(RUTILE), [], 5, 1.0)
     assert empty == []
-    assert [direct_space.num_nodes_for(n) for n in (1, 4, 5, 9)] == [4, 4, 8, 12]
+    assert [annealing.num_nodes_for(n) for n in (1, 4, 5, 9)] == [4, 4, 8, 12]

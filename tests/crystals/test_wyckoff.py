@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import spglib
 
-from tests.refine import cells
-from xtalnet_jax.refine import wyckoff
+from tests.direct_space import cells
+from xtalnet_jax.crystals import wyckoff
 
 LAST = {"a": 2, "m": 15, "o": 74, "t": 142, "h": 194, "c": 230}  # group of each family
 

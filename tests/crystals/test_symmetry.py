@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from spglib import get_symmetry_dataset
 
+from xtalnet_jax.crystals import symmetry
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.data.fixtures import textbook_crystals
-from xtalnet_jax.refine import symmetry
 
 KNOWN = {  # space group, free cell parameters, free coordinates
     "perovskite": (221, 1, 0),

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xtalnet_jax.refine import known_cell
-from xtalnet_jax.refine.known_cell import KnownCell, Reflections
-from xtalnet_jax.refine.placement import Placement
+from xtalnet_jax.direct_space import known_cell
+from xtalnet_jax.direct_space.known_cell import KnownCell, Reflections
+from xtalnet_jax.direct_space.placement import Placement
 from xtalnet_jax.refine.prepare import bucket
 
 NODE_SIZES = (4, 8, 12, 20, 32, 56, 104, 208, 400)

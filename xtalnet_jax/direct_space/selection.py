@@ -8,10 +8,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from xtalnet_jax.refine import direct_space, mutation, placement, wyckoff
-from xtalnet_jax.refine.direct_space import AnnealSettings, Arrangements
-from xtalnet_jax.refine.known_cell import KnownCell, Reflections
-from xtalnet_jax.refine.placement import Placement
+from xtalnet_jax.crystals import wyckoff
+from xtalnet_jax.direct_space import annealing, mutation, placement
+from xtalnet_jax.direct_space.annealing import AnnealSettings, Arrangements
+from xtalnet_jax.direct_space.known_cell import KnownCell, Reflections
+from xtalnet_jax.direct_space.placement import Placement
 
 
 class Round(NamedTuple):
@@ -31,7 +32,7 @@ class SelectionSettings(NamedTuple):
     price: float = 0.1  # factor on the misfit per free parameter, as 1 + price * number
     misfit_floor: float = 1e-3  # misfits below are as good as 0
     same_price: float = 0.02  # relative; of arrangements nearer than this one is a parent
-    anneal: AnnealSettings = direct_space.DEFAULT
+    anneal: AnnealSettings = annealing.DEFAULT
 
 
 DEFAULT = SelectionSettings()
@@ -65,7 +66,7 @@ def selected(
         if k:
             own = _best(done, plan.num, settings)
         work = [(options[i].reflections, p) for i, p in own.items()]
-        annealed = direct_space.anneal(
+        annealed = annealing.anneal(
             jax.random.fold_in(key, k), cell, work, plan.num_steps, plan.heat, settings.anneal
         )
         done = dict(zip(own, annealed))

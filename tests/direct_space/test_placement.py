@@ -5,10 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tests.refine import cells
+from tests.direct_space import cells
+from xtalnet_jax.crystals import wyckoff
 from xtalnet_jax.data.fixtures import textbook_crystals
-from xtalnet_jax.refine import wyckoff
-from xtalnet_jax.refine.placement import (
+from xtalnet_jax.direct_space.placement import (
     coordinates,
     free_placement,
     num_free,

@@ -17,19 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xtalnet_jax.crystals import bravais
+from xtalnet_jax.crystals import bravais, symmetry
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.reduction import niggli_transform
-from xtalnet_jax.pxrd.hkl import hkl_table
-from xtalnet_jax.pxrd.pattern import PeakBatch
-from xtalnet_jax.refine import symmetry
-from xtalnet_jax.refine.positions import (
+from xtalnet_jax.indexing.positions import (
     Observed,
     Precision,
     log_likelihood,
     observed_positions,
     squares,
 )
+from xtalnet_jax.pxrd.hkl import hkl_table
+from xtalnet_jax.pxrd.pattern import PeakBatch
 
 
 class IndexSettings(NamedTuple):

@@ -4,13 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from tests.refine import cells
+from tests.direct_space import cells
+from xtalnet_jax.crystals import wyckoff
 from xtalnet_jax.crystals.crystal import Crystal
+from xtalnet_jax.direct_space import annealing, known_cell, mutation, placement, selection
+from xtalnet_jax.direct_space.annealing import Arrangements
+from xtalnet_jax.direct_space.placement import Placement, coordinates, random_placements, stacked
+from xtalnet_jax.direct_space.selection import DEFAULT, Option, Round, evolved, lowest_price, prices
 from xtalnet_jax.pxrd.simulate import simulate_pattern
-from xtalnet_jax.refine import direct_space, known_cell, mutation, placement, selection, wyckoff
-from xtalnet_jax.refine.direct_space import Arrangements
-from xtalnet_jax.refine.placement import Placement, coordinates, random_placements, stacked
-from xtalnet_jax.refine.selection import DEFAULT, Option, Round, evolved, lowest_price, prices
 
 KEY = jax.random.key(0)
 NUM_NODES = 8
@@ -46,7 +47,7 @@ def problem(crystal, *groups):
 
 def evaluated(cell, option, drawn):
     """Placements as they are, with what they cost."""
-    return direct_space.anneal(KEY, cell, [(option.reflections, stacked(drawn))], 0, 0.0)[0]
+    return annealing.anneal(KEY, cell, [(option.reflections, stacked(drawn))], 0, 0.0)[0]
 
 
 def priced(*values, free=0):
@@ -144,7 +145,7 @@ def test_nearly_equal_prices_in_a_row_are_compared_with_the_last_parent():
 
 def test_each_round_anneals_the_best_of_the_one_before(perovskite, monkeypatch):
     cell, options = perovskite
-    seen, real = [], direct_space.anneal
+    seen, real = [], annealing.anneal
 
     def spy(key, cell, work, num_steps, heat, settings):
         out = real(key, cell, work, num_steps, heat, settings)

@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 
-from tests.refine import cells
+from tests.direct_space import cells
+from xtalnet_jax.crystals import wyckoff
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.elements import ATOMIC_RADII
 from xtalnet_jax.crystals.reduction import standardise
+from xtalnet_jax.crystals.wyckoff import P1
 from xtalnet_jax.data.fixtures import textbook_crystals
+from xtalnet_jax.direct_space import known_cell
 from xtalnet_jax.pxrd.hkl import hkl_table
 from xtalnet_jax.pxrd.simulate import simulate_pattern
-from xtalnet_jax.refine import known_cell, wyckoff
-from xtalnet_jax.refine.wyckoff import P1
 
 TEXTBOOK = {"rutile": 136, "cuprite": 224, "wurtzite": 186, "cadmium_iodide": 164}
 BUILT = [  # one of each Laue class that matters, on all its sites of few atoms

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from xtalnet_jax.crystals.elements import ATOMIC_RADII
+from xtalnet_jax.crystals.wyckoff import Group
 from xtalnet_jax.pxrd.hkl import hkl_table
 from xtalnet_jax.pxrd.pattern import Pattern, two_theta_from_inv_d
 from xtalnet_jax.pxrd.scattering import form_factors, lorentz_polarisation
 from xtalnet_jax.refine import prepare
-from xtalnet_jax.refine.wyckoff import Group
 
 SPACING = 0.35
 """Angles at which profiles are compared are at least this far apart, in widths of a peak."""

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from tests.refine import cells
-from xtalnet_jax.refine import mutation, wyckoff
-from xtalnet_jax.refine.mutation import mutants
-from xtalnet_jax.refine.placement import Placement, coordinates, random_placements, stacked
+from tests.direct_space import cells
+from xtalnet_jax.crystals import wyckoff
+from xtalnet_jax.direct_space import mutation
+from xtalnet_jax.direct_space.mutation import mutants
+from xtalnet_jax.direct_space.placement import Placement, coordinates, random_placements, stacked
 
 CASES = [("tP", 136, [4, 2, 6]), ("cF", 227, [2, 4, 6]), ("oP", 62, [4, 4, 8]), ("hP", 152, [3, 6])]
 NUM_NODES = 20

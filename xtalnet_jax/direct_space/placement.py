@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xtalnet_jax.crystals.crystal import Crystal
-from xtalnet_jax.refine.wyckoff import Site
+from xtalnet_jax.crystals.wyckoff import Site
 
 _TRIES, _MISSES = 20, 5
 """Draws for one placement; failures after which a group in which none succeeded is left."""

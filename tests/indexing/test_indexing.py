@@ -7,6 +7,9 @@ from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.lattice import matrix_from_parameters, parameters_from_matrix
 from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.data.fixtures import textbook_crystals
+from xtalnet_jax.indexing import indexing
+from xtalnet_jax.indexing.indexing import DEFAULT, index_cells
+from xtalnet_jax.indexing.positions import log_likelihood, observed_positions, squares, true_angle
 from xtalnet_jax.pxrd.pattern import (
     CU_KALPHA,
     PeakBatch,
@@ -14,9 +17,6 @@ from xtalnet_jax.pxrd.pattern import (
     two_theta_from_inv_d,
 )
 from xtalnet_jax.pxrd.simulate import lines_of
-from xtalnet_jax.refine import indexing
-from xtalnet_jax.refine.indexing import DEFAULT, index_cells
-from xtalnet_jax.refine.positions import log_likelihood, observed_positions, squares, true_angle
 
 RANGE = tuple(float(inv_d_from_two_theta(x, CU_KALPHA)) for x in (5.0, 90.0))
 

@@ -4,19 +4,20 @@ import jax
 import numpy as np
 import pytest
 
-from tests.refine import cells
+from tests.direct_space import cells
+from xtalnet_jax.crystals import wyckoff
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.data.fixtures import textbook_crystals
-from xtalnet_jax.pxrd.simulate import simulate_pattern
-from xtalnet_jax.refine import direct_space, known_cell, mutation, structure_search, wyckoff
-from xtalnet_jax.refine.selection import Round
-from xtalnet_jax.refine.structure_search import (
+from xtalnet_jax.direct_space import annealing, known_cell, mutation, structure_search
+from xtalnet_jax.direct_space.selection import Round
+from xtalnet_jax.direct_space.structure_search import (
     DEFAULT,
     begin_search,
     continue_search,
     search_structures,
 )
+from xtalnet_jax.pxrd.simulate import simulate_pattern
 
 
 def with_rounds(settings, *rounds, **changes):
@@ -127,7 +128,7 @@ def test_equal_keys_give_equal_results_and_others_do_not():
 def test_groups_whose_absences_contradict_the_pattern_are_not_tried(monkeypatch):
     """What is annealed reflects wherever the pattern is; without the rule it does not."""
     crystal = CRYSTALS["rutile"]
-    missed, real = [], direct_space.anneal
+    missed, real = [], annealing.anneal
 
     def spy(key, cell, groups, *rest):
         n = len(cell.root)

@@ -1,0 +1,1 @@
+"""Structure solution in known cells: space groups, Wyckoff positions, annealing, evolution."""

@@ -1,0 +1,1 @@
+"""Indexing of powder patterns: positions of lines -> unit cells."""

@@ -3,8 +3,8 @@
     python -m benchmarks.ranker --runs runs/laboratory runs/laboratory/shuffled runs/clean
 
 RUNS are folders that ``launch.evaluate`` left (candidates of validation crystals and their
-matches). Items are left out in tenths; what counts is the most confident candidate of each: is it
-right (strict tolerances), and does its confidence say so?
+matches), of controls as well. Items are left out in tenths; what counts is the most confident
+candidate of each: is it right (strict tolerances), and does its confidence say so?
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import numpy as np
 from benchmarks import inputs
 from xtalnet_jax.evaluation.calibration import brier_score, expected_calibration_error
 from xtalnet_jax.solve import assess, ranking
+from xtalnet_jax.solve.controls import is_control
 from xtalnet_jax.solve.report_card import RANKED_BY
-from xtalnet_jax.solve.solution import MATCH_CONFIDENCE
+from xtalnet_jax.solve.solution import MATCH, NONE, verdict_of
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "all": ranking.FEATURES,
@@ -32,27 +33,34 @@ NUM_FOLDS = 10
 
 
 def cross_validated(
-    items: list[ranking.Question], names: tuple[str, ...], penalty: float = ranking.PENALTY
-) -> dict[str, Any]:
-    """Losses of the first candidates of items that were left out of the fit."""
+    items: list[ranking.Question], names: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Confidence of each first candidate, whether it is right, and verdict, when left out."""
     order = np.random.default_rng(0).permutation(len(items))
-    confidence, right = [], []
+    found: dict[int, tuple[float, bool, str]] = {}
     for fold in range(NUM_FOLDS):
         left_out = order[fold::NUM_FOLDS]
         rest = [items[i] for i in np.setdiff1d(order, left_out)]
-        ranker = ranking.fit_ranker(rest, penalty, names)
+        ranker = ranking.fit_ranker(rest, inputs=names)
         for i in left_out:
             own = ranker.confidence(items[i].features)
-            confidence.append(own.max())
-            right.append(items[i].matched[own.argmax()])
-    p, y = np.clip(confidence, 1e-3, 1 - 1e-3), np.array(right)
+            first = own.argmax()
+            found[i] = float(own[first]), bool(items[i].matched[first]), verdict_of(own.tolist())
+    confidence, right, verdicts = zip(*(found[i] for i in range(len(items))))
+    return np.clip(confidence, 1e-3, 1 - 1e-3), np.array(right), list(verdicts)
+
+
+def losses(confidence: np.ndarray, right: np.ndarray, verdicts: list[str]) -> dict[str, Any]:
+    """One row of the table."""
+    called = [np.array([v == verdict for v in verdicts]) for verdict in (MATCH, NONE)]
     return {
-        "right": int(y.sum()),
-        "log_loss": round(float(-np.log(np.where(y, p, 1 - p)).mean()), 3),
-        "brier": round(float(brier_score(p, y)), 3),
-        "calibration_error": round(float(expected_calibration_error(p, y)), 3),
-        "called_match": int((p >= MATCH_CONFIDENCE).sum()),
-        "of_these_right": int(y[p >= MATCH_CONFIDENCE].sum()),
+        "items": len(right),
+        "right": int(right.sum()),
+        "log_loss": round(float(-np.log(np.where(right, confidence, 1 - confidence)).mean()), 3),
+        "brier": round(float(brier_score(confidence, right)), 3),
+        "calibration_error": round(float(expected_calibration_error(confidence, right)), 3),
+        "match (right)": f"{called[0].sum()} ({right[called[0]].sum()})",
+        "none (right)": f"{called[1].sum()} ({right[called[1]].sum()})",
     }
 
 
@@ -61,11 +69,22 @@ def main() -> None:
     arguments = inputs.parser(__doc__, "results/ranker.json")
     arguments.add_argument("--runs", nargs="+", type=Path, required=True)
     args = arguments.parse_args()
-    items = [item for run in args.runs for item in assess.recorded(run, "refined", RANKED_BY)]
-    rows = [{"inputs": name, **cross_validated(items, names)} for name, names in CHOICES.items()]
+    asked = {run: assess.recorded(run, "refined", RANKED_BY) for run in args.runs}
+    right = [q for run, found in asked.items() if not is_control(run) for q in found]
+    wrong = [q for run, found in asked.items() if is_control(run) for q in found]
+    items, rows = ranking.pooled(right, wrong), []
+    for name, names in CHOICES.items():
+        confidence, matched, verdicts = cross_validated(items, names)
+        for kind, part in (
+            ("right questions", slice(len(right))),
+            ("controls", slice(len(right), len(items))),
+        ):
+            row = losses(confidence[part], matched[part], verdicts[part])
+            rows.append({"inputs": name, "items are": kind, **row})
     notes = [
-        f"{len(items)} items of {', '.join(str(run) for run in args.runs)}; first candidates, "
-        f"left out in {NUM_FOLDS} parts; a match is one at {RANKED_BY} tolerances."
+        f"{', '.join(f'{len(found)} of {run}' for run, found in asked.items())}; first candidates, "
+        f"left out in {NUM_FOLDS} parts; a match is one at {RANKED_BY} tolerances. In the fit "
+        f"controls weigh as {ranking.WRONG_SHARE:.0%} of all questions."
     ]
     inputs.write(args.out, "Inputs of the ranker", rows, notes)
 

@@ -356,3 +356,11 @@ def test_verdict():
     assert verdict_of([0.1, 0.7]) == "match"
     assert verdict_of([0.69]) == verdict_of([0.15]) == "uncertain"
     assert verdict_of([0.149]) == verdict_of([]) == "none"
+    assert verdict_of([0.1, 0.05]) == "uncertain"  # one of the two is right, who knows which
+
+
+def test_probability_that_none_is_right():
+    pattern = simulate_pattern(RUTILE)
+    made = [tiny.candidate(RUTILE, pattern, confidence=c) for c in (0.5, 0.3)]
+    assert tiny.solution(made, pattern).none_right == pytest.approx(0.2)
+    assert tiny.solution([], pattern).none_right == 1.0

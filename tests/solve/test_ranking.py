@@ -33,7 +33,7 @@ def test_known_coefficients_are_found_within_their_errors():
     fitted = ranking.fit_ranker(questions)
     found = fitted.coefficients / fitted.scale
     information = np.zeros((NUM + 1, NUM + 1))
-    for features, _ in questions:
+    for features, *_ in questions:
         design = np.c_[np.ones(len(features)), features]
         chance = fitted.confidence(features)
         information += (design.T * chance) @ design - np.outer(chance @ design, chance @ design)
@@ -64,7 +64,7 @@ def test_right_is_any_structure_that_matched():
     chances = [way.confidence(rows[0]) for way in ways]
     np.testing.assert_allclose(chances[0], 1 / 3, atol=1e-2)
     np.testing.assert_allclose(chances[1], 1 / 3, atol=1e-2)
-    again = [Question(r[[1, 0, 2]], m) for r, m in both]
+    again = [Question(r[[1, 0, 2]], m) for r, m, _ in both]
     first, second = (ranking.fit_ranker(q) for q in (both, again))
     np.testing.assert_allclose(first.coefficients, second.coefficients, atol=1e-6)
 
@@ -102,7 +102,7 @@ def test_constant_feature_and_separable_data_stay_finite():
 @pytest.mark.parametrize("name", ["log_rwp_net", "poor_fit", "excess"])
 def test_a_worse_fit_never_counts_in_favour(name):
     column = FEATURES.index(name)
-    questions = [Question(f, f[:, column] > column) for f, _ in data(200, at=2)]
+    questions = [Question(f, f[:, column] > column) for f, *_ in data(200, at=2)]
     fitted = ranking.fit_ranker(questions)
     assert fitted.coefficients[column] == 0
 
@@ -135,7 +135,8 @@ def test_features_in_order_and_bounded():
         np.array([1.0]), np.array([0.0]), np.array([0.0]), np.array([0.5]), np.array([0.25]),
         np.array([9.0]), np.array([10]), np.array([3]), np.array([7.0]),
     )  # fmt: skip
-    np.testing.assert_allclose(row, [[-4, -3, 0, 0, 0.5, 0.25, 1.0, np.log(10), np.log(4), 2.0]])
+    np.testing.assert_allclose(row, [[-4, -3, 0, 0, 0.5, 0.25, 1, np.log(10), np.log(4), 2]])
+
     assert ranking.feature_matrix(*[np.zeros(0)] * 9).shape == (0, NUM)
 
 
@@ -158,10 +159,12 @@ def test_of_equal_structures_the_best_fit_stands_for_all():
     ("own", "cell", "excess"),
     [
         (0.3, 0.3, 0.0),
-        (0.45, 0.2, np.log10(2.0)),  # 0.5 to 0.25: 5 % are added to both
-        (0.01, 0.0, np.log10(1.2)),
+        (0.15, 0.05, np.log10(2.0) * np.log10(20.0)),  # 0.2 to 0.1: 5 % are added to both
+        (0.45, 0.2, np.log10(2.0) * np.log10(5.0)),  # counts less where the cell explains less
+        (0.01, 0.0, np.log10(1.2) * 2.0),
         (0.2, 0.3, 0.0),  # a better fit than that of the cell is an accident
-        (2.95, 0.05, 1.0),  # 30 times
+        (2.95, 0.05, np.log10(20.0)),  # 30 times, of which 10 count
+        (2.95, 1.2, 0.0),
     ],
 )
 def test_excess_is_how_much_worse_than_its_cell_a_structure_fits(own, cell, excess):
@@ -169,3 +172,15 @@ def test_excess_is_how_much_worse_than_its_cell_a_structure_fits(own, cell, exce
     row = ranking.feature_matrix(np.ones(1), np.array([own]), np.array([cell]), *rest)
     assert row.shape == (1, NUM)
     assert row[0, FEATURES.index("excess")] == pytest.approx(excess, abs=1e-12)
+
+
+def test_questions_without_answer_weigh_as_their_share():
+    questions = data(60)
+    pool = ranking.pooled(questions[:10], questions[10:])
+    weights = np.array([q.weight for q in pool])
+    assert weights[10:].sum() / weights.sum() == pytest.approx(ranking.WRONG_SHARE)
+    assert ranking.pooled(questions[:3], []) == questions[:3]
+    doubled = [q._replace(weight=2.0) for q in questions]
+    found = ranking.fit_ranker(doubled, 2.0).coefficients
+    expected = ranking.fit_ranker(questions + questions, 2.0).coefficients
+    np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -7,6 +7,7 @@ right for right formulas only is worth nothing. Ranker and tables need both kind
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -47,6 +48,11 @@ CONTROLS: Mapping[str, tuple[str, Callable[[Sequence[Item], int], list[Item]]]] 
     "exchanged": ("one element exchanged", element_exchanged),
 }
 """Name of a control's folder -> its name in tables, and what makes its items."""
+
+
+def is_control(folder: str | Path) -> bool:
+    """Whether a folder of records is of a control."""
+    return Path(folder).name in CONTROLS
 
 
 def _similar(number: int, present: set[int]) -> list[int]:

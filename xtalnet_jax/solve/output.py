@@ -133,6 +133,7 @@ def record(solution: Solution, shown: list[Shown]) -> dict[str, Any]:
     x = pattern.two_theta
     return {
         "verdict": solution.verdict,
+        "none_right": round(solution.none_right, 4),
         "formula": solution.formula,
         "settings": dict(solution.settings),
         "warnings": list(solution.warnings),

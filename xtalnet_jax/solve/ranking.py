@@ -34,12 +34,14 @@ FEATURES = (
 """Names and order of the ranker's inputs, see `feature_matrix`."""
 
 INPUTS = {
-    "refined": tuple(n for n in FEATURES if n not in ("votes", "log_num_atoms", "moved")),
+    "refined": tuple(
+        n for n in FEATURES if n not in ("log_misfit", "votes", "log_num_atoms", "moved")
+    ),
     "raw": FEATURES,
 }
 """What the ranker of each kind of candidates looks at. Of refined ones, half come once from a
-search, so that votes say little; size and displacement stand for the crystals it was fitted to
-(`benchmarks.ranker` compares)."""
+search, so that votes say little; size and displacement stand for the crystals it was fitted to;
+the cosine adds nothing to R_wp (`benchmarks.ranker` compares)."""
 
 SIGNS = {
     "log_misfit": -1, "log_rwp_net": -1, "poor_fit": -1, "excess": -1, "similarity": 1, "votes": 1
@@ -54,11 +56,16 @@ PENALTY = 0.3
 """Of the ridge in `fit_ranker`, in units of one pattern's log likelihood."""
 
 
+WRONG_SHARE = 0.25
+"""Of all questions, those without a right answer, as the fit assumes: see `pooled`."""
+
+
 class Question(NamedTuple):
     """The different structures proposed for one pattern, and which of them are right."""
 
     features: np.ndarray  # [n, num_features], see `feature_matrix`; n may be 0
     matched: np.ndarray  # [n] bool
+    weight: float = 1.0  # in a fit
 
 
 class Ranker(NamedTuple):
@@ -161,8 +168,13 @@ def feature_matrix(
 
 
 def _excess(rwp_net: np.ndarray, rwp_cell: np.ndarray) -> np.ndarray:
-    """How much worse than its cell a structure fits, 0 to 1; below 5 % of R_wp little matters."""
-    return np.clip(np.log10((rwp_net + 0.05) / (rwp_cell + 0.05)), 0.0, 1.0)
+    """How much worse than its cell a structure fits, 0 to 2; below 5 % of R_wp little matters.
+
+    It counts by how well the cell fits: of a clean pattern the right structure explains all,
+    of a textured one nobody's intensities are right.
+    """
+    worse = np.clip(np.log10((rwp_net + 0.05) / (rwp_cell + 0.05)), 0.0, 1.0)
+    return worse * -np.log10(np.clip(rwp_cell, 0.01, 1.0))
 
 
 def load_rankers(path: str | Path) -> dict[str, Ranker]:
@@ -179,6 +191,12 @@ def save_rankers(path: str | Path, rankers: Mapping[str, Ranker]) -> None:
     """Write a ``ranker.json``."""
     text = json.dumps({kind: r.to_config() for kind, r in rankers.items()}, indent=1)
     Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def pooled(right: Sequence[Question], wrong: Sequence[Question]) -> list[Question]:
+    """Weigh questions without right answer (`solve.controls`) as a `WRONG_SHARE` of all."""
+    weight = WRONG_SHARE / (1.0 - WRONG_SHARE) * len(right) / max(len(wrong), 1)
+    return [*right, *(q._replace(weight=weight) for q in wrong)]
 
 
 def fit_ranker(
@@ -209,7 +227,8 @@ def fit_ranker(
     widest = max(len(q.matched) for q in questions)
     z = np.zeros((len(questions), widest + 1, x.shape[1] + 1))  # the last place is "none"
     possible, right = np.zeros((2, len(questions), widest + 1), bool)
-    for i, (features, matched) in enumerate(questions):
+    weight = np.array([q.weight for q in questions])[:, None]
+    for i, (features, matched, _) in enumerate(questions):
         n = len(matched)
         z[i, :n] = np.c_[(features - mean) / scale, np.ones(n)]
         possible[i, :n], possible[i, -1] = True, True
@@ -220,8 +239,9 @@ def fit_ranker(
         every = logsumexp(np.where(possible, utility, -np.inf), axis=1, keepdims=True)
         correct = logsumexp(np.where(right, utility, -np.inf), axis=1, keepdims=True)
         error = possible * np.exp(utility - every) - right * np.exp(utility - correct)
+        error *= weight
         ridge = np.append(penalty * theta[:-1], 0.0)
-        value = (every - correct).sum() + 0.5 * ridge @ theta
+        value = (weight * (every - correct)).sum() + 0.5 * ridge @ theta
         return value, np.einsum("ip,ipf->f", error, z) + ridge
 
     span = {-1: (None, 0.0), 0: (None, None), 1: (0.0, None)}

@@ -161,5 +161,6 @@ def summary(solution: Solution) -> str:
     }[solution.verdict]
     return (
         f"The first of {len(solution.candidates)} candidates {said}: {best.space_group}, "
-        f"R_wp {best.rwp:.3f}, confidence {best.confidence:.2f}."
+        f"R_wp {best.rwp:.3f}, confidence {best.confidence:.2f}. "
+        f"Probability that none of them is right: {solution.none_right:.2f}."
     )

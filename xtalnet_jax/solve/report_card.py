@@ -28,7 +28,7 @@ from xtalnet_jax.pxrd.laboratory import laboratory_patterns
 from xtalnet_jax.pxrd.pattern import Lines
 from xtalnet_jax.pxrd.simulate import simulate_pattern
 from xtalnet_jax.solve import assess, figures, ranking
-from xtalnet_jax.solve.controls import CONTROLS
+from xtalnet_jax.solve.controls import CONTROLS, is_control
 from xtalnet_jax.solve.output import writable_folder
 from xtalnet_jax.solve.solver import Solver
 
@@ -165,11 +165,15 @@ def _with_ranker_fitted(
     solver: Solver, groups: list[_Group], options: Options, out: Path
 ) -> Solver:
     """Fit to all groups and earlier runs; the controls show what a wrong question is like."""
-    questions = [question for group in groups for question in group.questions]
+    kind = _kind(options)
+    questions = [(bool(group.control), group.questions) for group in groups]
     for run in options.fit_with:
-        questions += assess.recorded(run, _kind(options), RANKED_BY)
-    fitted = ranking.fit_ranker(questions, inputs=ranking.INPUTS[_kind(options)])
-    solver = solver._replace(rankers={**solver.rankers, _kind(options): fitted})
+        questions.append((is_control(run), assess.recorded(run, kind, RANKED_BY)))
+    right, wrong = (
+        [q for c, found in questions if c is is_wrong for q in found] for is_wrong in (False, True)
+    )
+    fitted = ranking.fit_ranker(ranking.pooled(right, wrong), inputs=ranking.INPUTS[kind])
+    solver = solver._replace(rankers={**solver.rankers, kind: fitted})
     ranking.save_rankers(out / "ranker.json", solver.rankers)
     return solver
 

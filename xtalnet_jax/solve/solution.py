@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 MATCH, UNCERTAIN, NONE = "match", "uncertain", "none"
 
 MATCH_CONFIDENCE, NONE_CONFIDENCE = 0.7, 0.15
-"""A first candidate at least this sure is called a match; one below the second, nothing found."""
+"""A first candidate at least this sure is called a match; if all together are less sure than the
+second, nothing was found."""
 
 
 class Candidate(NamedTuple):
@@ -59,15 +60,19 @@ class Solution(NamedTuple):
     warnings: tuple[str, ...]
     seconds: Mapping[str, float]  # time of each stage
 
+    @property
+    def none_right(self) -> float:
+        """Calibrated probability that none of the candidates is the right structure, 0..1."""
+        return max(0.0, 1.0 - sum(c.confidence for c in self.candidates))
+
 
 def verdict_of(confidences: list[float]) -> str:
     """Return the verdict for the confidences of the ranked candidates.
 
     Example:
-        >>> verdict_of([0.9, 0.2]), verdict_of([0.4]), verdict_of([])
-        ('match', 'uncertain', 'none')
+        >>> verdict_of([0.8, 0.1]), verdict_of([0.1, 0.1]), verdict_of([0.1]), verdict_of([])
+        ('match', 'uncertain', 'none', 'none')
     """
-    best = max(confidences, default=0.0)
-    if best >= MATCH_CONFIDENCE:
+    if max(confidences, default=0.0) >= MATCH_CONFIDENCE:
         return MATCH
-    return UNCERTAIN if best >= NONE_CONFIDENCE else NONE
+    return UNCERTAIN if sum(confidences) >= NONE_CONFIDENCE else NONE

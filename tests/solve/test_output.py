@@ -359,8 +359,7 @@ def test_verdict():
     assert verdict_of([0.1, 0.05]) == "uncertain"  # one of the two is right, who knows which
 
 
-def test_probability_that_none_is_right():
-    pattern = simulate_pattern(RUTILE)
-    made = [tiny.candidate(RUTILE, pattern, confidence=c) for c in (0.5, 0.3)]
-    assert tiny.solution(made, pattern).none_right == pytest.approx(0.2)
-    assert tiny.solution([], pattern).none_right == 1.0
+def test_probability_that_none_is_right(solved: Solution):
+    made = [c._replace(confidence=sure) for c, sure in zip(solved.candidates, (0.5, 0.3))]
+    assert solved._replace(candidates=tuple(made)).none_right == pytest.approx(0.2)
+    assert solved._replace(candidates=()).none_right == 1.0

@@ -153,7 +153,7 @@ def test_each_round_anneals_the_best_of_the_one_before(perovskite, monkeypatch):
         seen.append((n, num_steps, heat, jax.random.key_data(key).tolist(), out))
         return out
 
-    monkeypatch.setattr(direct_space, "anneal", spy)
+    monkeypatch.setattr(annealing, "anneal", spy)
     start = PEROVSKITE._replace(
         frac_coords=PEROVSKITE.frac_coords + 0.1 * rng().normal(size=(5, 3))
     )

@@ -137,7 +137,7 @@ def test_groups_whose_absences_contradict_the_pattern_are_not_tried(monkeypatch)
             missed.append(float((cell.root[dark] ** 2).sum()))
         return real(key, cell, groups, *rest)
 
-    monkeypatch.setattr(direct_space, "anneal", spy)
+    monkeypatch.setattr(annealing, "anneal", spy)
     tiny = with_rounds(QUICK, Round(150, 2, 0.0))
     solved(crystal, settings=tiny)
     assert 15 < len(missed) < len(wyckoff.groups_of_cell(crystal.lattice))

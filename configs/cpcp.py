@@ -1,13 +1,30 @@
 """CPCP: contrastive pretraining of the PXRD encoder against crystals (inorganic cells <= 20 atoms).
 
 Command:  python -m launch.pretrain --config=configs/cpcp.py --workdir=runs/cpcp
-Variants: ``:cpu`` (width 128, the size of the bundled weights), ``:smoke``.
+Variants: ``:cpu`` (width 128, the size of the bundled weights), ``:smoke``, ``:reflections`` (the
+          crystal tower reads the reflections of the cell, in place of the graph of its atoms);
+          several joined by commas, as ``:cpu,reflections``.
 """
 
 from configs import common
 
+REFLECTIONS = {
+    "kind": "reflections",
+    "width": 512,
+    "ffn": 2048,
+    "heads": 16,
+    "layers": 4,
+    "channels": 32,
+    "num_reflections": 128,
+    "dtype": "float32",
+}
+CPU_REFLECTIONS = {
+    "width": 128, "ffn": 256, "heads": 8, "layers": 1, "channels": 16, "num_reflections": 64
+}  # fmt: skip
+
 
 def get_config(arg: str = ""):
+    asked = common.variants(arg, "cpcp", "cpu", "smoke", "reflections")
     config = common.base("cpcp")
     config.model = {
         "encoder": {
@@ -17,6 +34,7 @@ def get_config(arg: str = ""):
             "layers": 8,
             "dropout": 0.1,
             "position": "fourier",
+            "dtype": "float32",  # "bfloat16": of the products, where the hardware is quick at them
         },
         "network": {"width": 512, "layers": 6, "num_freqs": 128},
         "projection": 512,
@@ -26,14 +44,15 @@ def get_config(arg: str = ""):
     # Negatives come from the batch, so it is large for every size of cell.
     config.data.update({"budget_pairs": 25600, "max_batch": 128})
     config.train.optim.learning_rate = 5e-4
-    if arg in ("cpu", "smoke"):
+    if "reflections" in asked:
+        config.model.network = REFLECTIONS
+    if asked & {"cpu", "smoke"}:
         config.model.encoder.update(common.CPU_ENCODER)
-        config.model.network.update({"width": 128, "layers": 4, "num_freqs": 32})
+        cspnet = {"width": 128, "layers": 4, "num_freqs": 32}
+        config.model.network.update(CPU_REFLECTIONS if "reflections" in asked else cspnet)
         config.model.projection = 128
         config.train.optim.learning_rate = 1e-3
         config.train.num_epochs = 6
-    if arg == "smoke":
+    if "smoke" in asked:
         common.smoke(config)
-    elif arg not in ("", "cpu"):
-        raise ValueError(f"unknown variant {arg!r} of configs/cpcp.py; known: cpu, smoke")
     return config

@@ -5,7 +5,7 @@ import pytest
 import spglib
 
 from xtalnet_jax.crystals.crystal import Crystal
-from xtalnet_jax.crystals.reduction import standard_frame, standardise, wrap
+from xtalnet_jax.crystals.reduction import primitive, standard_frame, standardise, wrap
 
 UNIMODULAR = np.array([[2, 1, 0], [1, 1, 0], [-3, 1, 1]])  # determinant 1
 
@@ -134,3 +134,33 @@ CUBE = Crystal(np.array([11, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), np.ey
 def test_lattice_without_volume_is_refused(lattice):
     with pytest.raises(ValueError, match="spans no volume"):
         standardise(CUBE._replace(lattice=lattice))
+
+
+def _diamond(conventional):
+    from pymatgen.core import Lattice, Structure
+
+    silicon = Structure.from_spacegroup("Fd-3m", Lattice.cubic(5.431), ["Si"], [[0.0] * 3])
+    return Crystal.from_structure(silicon if conventional else silicon.get_primitive_structure())
+
+
+def test_primitive_cell_of_a_conventional_one():
+    conventional, cell = _diamond(True), primitive(_diamond(True))
+    assert len(conventional.atomic_numbers) == 8
+    assert cell.atomic_numbers.tolist() == [14, 14]
+    volume = abs(np.linalg.det(cell.lattice))
+    assert volume == pytest.approx(abs(np.linalg.det(conventional.lattice)) / 4, rel=1e-5)
+    # the atoms did not move: each lies on an atom of the conventional cell
+    cartesian = np.asarray(cell.frac_coords) @ cell.lattice
+    frac = cartesian @ np.linalg.inv(conventional.lattice)
+    apart = (frac[:, None] - np.asarray(conventional.frac_coords)[None] + 0.5) % 1.0 - 0.5
+    assert np.linalg.norm(apart, axis=-1).min(1).max() < 1e-4
+
+
+def test_a_primitive_cell_is_left_alone():
+    cell = _diamond(False)
+    assert primitive(cell) is cell
+    displaced = _diamond(True)
+    coords = np.array(displaced.frac_coords)
+    coords[0, 0] += 0.02  # 0.1 angstrom: no longer a translation of the others
+    displaced = displaced._replace(frac_coords=coords)
+    assert primitive(displaced) is displaced

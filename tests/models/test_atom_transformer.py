@@ -10,6 +10,7 @@ from tests.models.common import stir
 from xtalnet_jax.models import ccsg
 from xtalnet_jax.models.atom_transformer import AtomLayer, AtomTransformer, PairEmbedding
 from xtalnet_jax.models.embeddings import fourier_differences, nearest_distance, radial_basis
+from xtalnet_jax.models.kinds import module_of_kind
 from xtalnet_jax.pxrd.pattern import PeakBatch
 
 SMALL = {"width": 16, "layers": 2, "heads": 2, "pair_width": 8, "num_freqs": 3, "num_radial": 3}
@@ -321,7 +322,7 @@ def test_without_a_kind_the_network_is_cspnet():
 )
 def test_unknown_kinds_and_fields_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
-        ccsg.make_backbone(fields)
+        module_of_kind(ccsg.BACKBONES, fields)
 
 
 @pytest.mark.parametrize(

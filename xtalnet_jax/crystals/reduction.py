@@ -46,6 +46,27 @@ def standardise(crystal: Crystal, niggli: bool = True) -> Crystal:
     return Crystal(np.asarray(crystal.atomic_numbers), wrap(frac), standard_frame(lattice))
 
 
+def primitive(crystal: Crystal, symprec: float = 0.01) -> Crystal:
+    """Return the crystal in a primitive cell, its atoms where they are; itself where it has one.
+
+    Args:
+        crystal: any cell.
+        symprec: angstrom within which translated atoms are the same (spglib).
+    """
+    import spglib
+
+    numbers = np.asarray(crystal.atomic_numbers)
+    cell = (crystal.lattice, crystal.frac_coords, numbers)
+    try:
+        found = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=symprec)
+    except spglib.error.SpglibError:  # what later versions raise instead of returning None
+        found = None
+    if found is None or len(found[2]) >= len(numbers):
+        return crystal
+    lattice, frac_coords, numbers = found
+    return Crystal(numbers, frac_coords, lattice)
+
+
 def niggli_transform(lattice: np.ndarray) -> np.ndarray:
     """Integer matrix T, det T = 1, for which ``T @ lattice`` is Niggli-reduced.
 

@@ -9,7 +9,6 @@ binding the condition and the species.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from xtalnet_jax.models.atom_transformer import AtomTransformer
 from xtalnet_jax.models.cpcp import species_embedding, species_index
 from xtalnet_jax.models.cspnet import CSPNet
 from xtalnet_jax.models.embeddings import fan_in_uniform, time_embedding
+from xtalnet_jax.models.kinds import module_of_kind
 from xtalnet_jax.models.pxrd_encoder import PXRDEncoder
 from xtalnet_jax.numerics import masked_mean
 
@@ -39,26 +39,6 @@ class Condition(NamedTuple):
 
 BACKBONES = {"cspnet": CSPNet, "transformer": AtomTransformer}
 """What ``network["kind"]`` chooses from; all are called alike."""
-
-
-def make_backbone(fields: Mapping[str, Any]) -> CSPNet | AtomTransformer:
-    """Build the network that ``fields["kind"]`` names ("cspnet" if absent) from the other fields.
-
-    Raises:
-        ValueError: there is no such kind, or it has no such field.
-    """
-    kind = fields.get("kind", "cspnet")
-    if kind not in BACKBONES:
-        kinds = " or ".join(f'"{name}"' for name in BACKBONES)
-        raise ValueError(f'network.kind is "{kind}", expected {kinds}')
-    options = {name: value for name, value in fields.items() if name != "kind"}
-    known = {f.name for f in dataclasses.fields(BACKBONES[kind])} - {"parent", "name"}
-    if unknown := sorted(options.keys() - known):
-        raise ValueError(
-            f'a network of kind "{kind}" has no field {", ".join(unknown)}; its fields are '
-            f"{', '.join(sorted(known))}"
-        )
-    return BACKBONES[kind](**options)
 
 
 class AtomInput(nn.Module):
@@ -125,7 +105,7 @@ class CCSG(nn.Module):
 
     Attributes:
         encoder: Fields of the `PXRDEncoder`.
-        network: Fields of the backbone, see `make_backbone`.
+        network: Fields of the backbone, see `kinds.module_of_kind`.
         time_dim: Width of the time features.
         fusion: How the pattern enters, ``"cat"`` or ``"add"``; see `AtomInput`.
     """
@@ -139,7 +119,7 @@ class CCSG(nn.Module):
         """Create encoder, network and heads."""
         _check_fusion(self.fusion)
         self.pxrd_encoder = PXRDEncoder(**self.encoder)
-        self.decoder = make_backbone(self.network)
+        self.decoder = module_of_kind(BACKBONES, self.network)
         self.atom_input = AtomInput(self.decoder.width, self.fusion)
         self.coord_head = nn.Dense(3, use_bias=False, kernel_init=fan_in_uniform())
         self.lattice_head = nn.Dense(9, use_bias=False, kernel_init=fan_in_uniform())
@@ -198,7 +178,7 @@ class FlowCCSG(nn.Module):
 
     Attributes:
         encoder: Fields of the `PXRDEncoder` (continuous positions unless said otherwise).
-        network: Fields of the backbone, see `make_backbone` (cross-attention in every second
+        network: Fields of the backbone, see `kinds.module_of_kind` (cross-attention in every second
             layer unless said).
         time_dim: Width of the time features.
         fusion: How the pooled pattern enters, see `AtomInput`.
@@ -213,7 +193,7 @@ class FlowCCSG(nn.Module):
         """Create encoder, network and heads."""
         _check_fusion(self.fusion)
         self.pxrd_encoder = PXRDEncoder(**{"position": "fourier", **self.encoder})
-        self.decoder = make_backbone({"cross_attention": 2, **self.network})
+        self.decoder = module_of_kind(BACKBONES, {"cross_attention": 2, **self.network})
         self.atom_input = AtomInput(self.decoder.width, self.fusion)
         small = fan_in_uniform(0.1)
         self.coord_head = nn.Dense(3, use_bias=False, kernel_init=small)

@@ -18,11 +18,16 @@ from xtalnet_jax.crystals import lattice as lattice_maths
 from xtalnet_jax.crystals.crystal import CrystalBatch
 from xtalnet_jax.models.cspnet import CSPNet, node_graph
 from xtalnet_jax.models.embeddings import fan_in_uniform
+from xtalnet_jax.models.kinds import module_of_kind
 from xtalnet_jax.models.pxrd_encoder import PXRDEncoder
+from xtalnet_jax.models.reflection_tower import ReflectionTower
 from xtalnet_jax.numerics import masked_mean, unit
 
 MAX_SCALE = 100.0
 NUM_SPECIES = 100
+
+CRYSTAL_NETWORKS = {"cspnet": CSPNet, "reflections": ReflectionTower}
+"""What ``network["kind"]`` chooses from: the paper's graph of atoms, or the cell's reflections."""
 
 
 def species_embedding(width: int, name: str | None = None) -> nn.Embed:
@@ -54,10 +59,11 @@ class CPCP(nn.Module):
 
     Attributes:
         encoder: Fields of the `PXRDEncoder`.
-        network: Fields of the `CSPNet`.
+        network: Fields of the `CSPNet`, or of the `ReflectionTower` where its ``kind`` is
+            "reflections".
         projection: Width of the common space if patterns get a linear map to it; by default the
             encoder's width without a map, as in the paper.
-        lattice_form: What the crystal tower sees of the cell, see `lattice_numbers`.
+        lattice_form: What CSPNet sees of the cell, see `lattice_numbers`.
         init_log_scale: Where the logarithm of the inverse temperature starts; 1 is the paper's,
             3 (temperature 0.05) learns faster.
     """
@@ -71,14 +77,19 @@ class CPCP(nn.Module):
     def setup(self) -> None:
         """Create both towers and the temperature."""
         self.pxrd_encoder = PXRDEncoder(**self.encoder)
-        self.crystal_network = CSPNet(**self.network)
-        self.species = species_embedding(self.crystal_network.width)
+        self.crystal_network = module_of_kind(CRYSTAL_NETWORKS, self.network)
+        if self._on_atoms:
+            self.species = species_embedding(self.crystal_network.width)
         self.crystal_head = self._linear(self.projection or self.pxrd_encoder.width)
         if self.projection:
             self.pattern_head = self._linear(self.projection)
         self.logit_scale = self.param(
             "logit_scale", nn.initializers.constant(self.init_log_scale), ()
         )
+
+    @property
+    def _on_atoms(self) -> bool:
+        return self.network.get("kind", "cspnet") == "cspnet"
 
     def _linear(self, width: int) -> nn.Dense:
         return nn.Dense(width, use_bias=False, kernel_init=fan_in_uniform())
@@ -93,6 +104,9 @@ class CPCP(nn.Module):
         del train
         batch = jax.tree.map(jnp.asarray, batch)
         mask = batch.atomic_numbers > 0
+        if not self._on_atoms:
+            feature = self.crystal_head(self.crystal_network(batch))
+            return unit(jnp.where(mask.any(1)[:, None], feature, 0.0))
         metric = lattice_maths.metric_tensor(batch.lattice)
         h = self.crystal_network(
             self.species(species_index(batch.atomic_numbers)),
@@ -104,7 +118,13 @@ class CPCP(nn.Module):
         return unit(self.crystal_head(masked_mean(h, mask[..., None], 1)))
 
     def embed_graphs(self, graphs: Any) -> Float[Array, "n_graph d"]:
-        """`embed_crystals` on a ``jraph.GraphsTuple`` of `xtalnet_jax.crystals.graph.to_graphs`."""
+        """`embed_crystals` on a ``jraph.GraphsTuple`` of `xtalnet_jax.crystals.graph.to_graphs`.
+
+        Raises:
+            ValueError: the crystal tower is not a graph network.
+        """
+        if not self._on_atoms:
+            raise ValueError("graphs are read by a network of kind 'cspnet', not 'reflections'")
         graphs = jax.tree.map(jnp.asarray, graphs)
         numbers = graphs.nodes["atomic_numbers"]
         features = lattice_numbers(graphs.globals["lattice"], self.lattice_form)

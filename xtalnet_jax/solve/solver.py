@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from xtalnet_jax import compilation, tasks
 from xtalnet_jax.crystals.crystal import Crystal, stack_crystals, unstack_crystals
 from xtalnet_jax.crystals.elements import atomic_numbers_from_formula
-from xtalnet_jax.crystals.reduction import standardise
+from xtalnet_jax.crystals.reduction import primitive, standardise
 from xtalnet_jax.pxrd.kalpha import single_wavelength
 from xtalnet_jax.pxrd.pattern import Pattern, PeakBatch
 from xtalnet_jax.pxrd.peaks import peak_batch
@@ -172,18 +172,19 @@ class Solver(NamedTuple):
         return np.asarray(self.embedder.patterns(self.embedder_params, peaks))
 
     def embed_crystals(self, crystals: list[Crystal], batch_size: int = 256) -> np.ndarray:
-        """Return one unit vector per crystal, [n, d]; cells are brought to standard form first.
+        """Return one unit vector per crystal, [n, d]; of its primitive cell in standard form.
 
         Raises:
             ValueError: a crystal has more atoms than the model takes, or a flat cell.
         """
+        crystals = [standardise(primitive(c)) for c in crystals]
         sizes = np.array([len(c.atomic_numbers) for c in crystals])
         vectors: np.ndarray | None = None
         for bucket in np.unique(self._bucket(sizes)):
             rows = np.flatnonzero(self._bucket(sizes) == bucket)
             for part in np.array_split(rows, -(-len(rows) // batch_size)):
                 width = 1 << (len(part) - 1).bit_length()
-                batch = stack_crystals([standardise(crystals[i]) for i in part], int(bucket), width)
+                batch = stack_crystals([crystals[i] for i in part], int(bucket), width)
                 out = np.asarray(self.embedder.crystals(self.embedder_params, batch))
                 if vectors is None:
                     vectors = np.zeros((len(crystals), out.shape[-1]), out.dtype)

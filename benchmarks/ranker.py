@@ -25,6 +25,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "all": ranking.FEATURES,
     "as shipped": ranking.INPUTS["refined"],
     **{
+        f"as shipped and {name}": (*ranking.INPUTS["refined"], name)
+        for name in ranking.FEATURES
+        if name not in ranking.INPUTS["refined"]
+    },
+    **{
         f"as shipped without {name}": tuple(n for n in ranking.INPUTS["refined"] if n != name)
         for name in ranking.INPUTS["refined"]
     },

@@ -34,14 +34,13 @@ FEATURES = (
 """Names and order of the ranker's inputs, see `feature_matrix`."""
 
 INPUTS = {
-    "refined": tuple(
-        n for n in FEATURES if n not in ("log_misfit", "votes", "log_num_atoms", "moved")
-    ),
+    "refined": ("poor_fit", "excess", "contact", "log_num_free"),
     "raw": FEATURES,
 }
-"""What the ranker of each kind of candidates looks at. Of refined ones, half come once from a
-search, so that votes say little; size and displacement stand for the crystals it was fitted to;
-the cosine adds nothing to R_wp (`benchmarks.ranker` compares)."""
+"""What the ranker of each kind of candidates looks at. Refined ones all look like the pattern, so
+that the similarity of embeddings, the cosine and R_wp itself tell no more (`benchmarks.ranker`
+compares); half of them come once from a search, so that votes say little; size and displacement
+stand for the crystals it was fitted to."""
 
 SIGNS = {
     "log_misfit": -1, "log_rwp_net": -1, "poor_fit": -1, "excess": -1, "similarity": 1, "votes": 1
@@ -54,7 +53,6 @@ laboratory seldom explain as much."""
 
 PENALTY = 0.3
 """Of the ridge in `fit_ranker`, in units of one pattern's log likelihood."""
-
 
 WRONG_SHARE = 0.25
 """Of all questions, those without a right answer, as the fit assumes: see `pooled`."""

@@ -51,6 +51,7 @@ def seconds_per_step(config: Any, folder: Path, num_steps: int) -> float:
 
     config = config.copy_and_resolve_references()
     config.train.update({"num_steps": num_steps, "log_every": num_steps // 2, "eval_every": 0})
+    config.train.optim.warmup_epochs = 0.0
     run(config, folder)
     begin, end = read_metrics(folder / "metrics.jsonl")[:2]
     return (end["time"] - begin["time"]) / (end["step"] - begin["step"])

@@ -102,6 +102,7 @@ def solve(solver: Solver, case: Case, given: str, num_candidates: int) -> dict[s
                 "rwp": round(c.rwp, 4),
                 "space_group": c.space_group,
                 "evidence": {k: round(v, 5) for k, v in c.evidence.items()},
+                "crystal": [np.round(x, 5).tolist() for x in c.crystal],
                 "rmse": record.rmse,
             }
             for c, record in zip(solution.candidates, records)

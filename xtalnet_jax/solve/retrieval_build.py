@@ -16,7 +16,7 @@ import numpy as np
 
 from xtalnet_jax.contrastive.index import VectorIndex
 from xtalnet_jax.crystals.crystal import Crystal
-from xtalnet_jax.crystals.reduction import standardise
+from xtalnet_jax.crystals.reduction import primitive, standardise
 from xtalnet_jax.data.packing import Bad, Progress
 from xtalnet_jax.data.sources import Source
 from xtalnet_jax.data.standard import check_crystal
@@ -141,7 +141,7 @@ def _make(source: Source, rows: range, solver: Solver) -> _Part:
     for i in rows:
         try:
             record = source[i]
-            crystal = standardise(record.crystal)
+            crystal = standardise(primitive(record.crystal))
             check_crystal(crystal, solver.max_atoms)
         except ValueError as error:
             bad.append(Bad(source.name(i), str(error)))

@@ -6,6 +6,8 @@ once, when a set is packed or a crystal comes in, keeps the choice out of models
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from xtalnet_jax.crystals.crystal import Crystal
@@ -56,15 +58,15 @@ def primitive(crystal: Crystal, symprec: float = 0.01) -> Crystal:
     import spglib
 
     numbers = np.asarray(crystal.atomic_numbers)
-    cell = (crystal.lattice, crystal.frac_coords, numbers)
+    cell: Any = (np.asarray(crystal.lattice, float), np.asarray(crystal.frac_coords), numbers)
     try:
         found = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=symprec)
     except spglib.error.SpglibError:  # what later versions raise instead of returning None
         found = None
     if found is None or len(found[2]) >= len(numbers):
         return crystal
-    lattice, frac_coords, numbers = found
-    return Crystal(numbers, frac_coords, lattice)
+    lattice, frac_coords, kept = map(np.asarray, found)
+    return Crystal(kept, frac_coords, lattice)
 
 
 def niggli_transform(lattice: np.ndarray) -> np.ndarray:

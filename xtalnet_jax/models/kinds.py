@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 
 
-def module_of_kind(kinds: Mapping[str, type[nn.Module]], fields: Mapping[str, Any]) -> nn.Module:
+def module_of_kind(kinds: Mapping[str, type[nn.Module]], fields: Mapping[str, Any]) -> Any:
     """Build the module that ``fields["kind"]`` names ("cspnet" if absent) from the other fields.
 
     Raises:

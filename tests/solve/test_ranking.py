@@ -9,7 +9,7 @@ from xtalnet_jax.solve import ranking
 from xtalnet_jax.solve.ranking import FEATURES, Question
 
 NUM = len(FEATURES)
-TRUE = np.array([-2.0, -0.5, -0.7, -0.8, 1.0, 0.0, 3.0, -0.7, 0.2, -1.0])
+TRUE = np.array([-2.0, -0.5, -0.7, -0.8, 1.0, 0.0, 3.0, -1.5, -0.7, 0.2, -1.0])
 INTERCEPT = -0.4
 CENTRE = np.arange(NUM)
 
@@ -124,25 +124,39 @@ def test_round_trip_through_the_file(tmp_path):
 
 def test_file_of_another_version_is_refused(tmp_path):
     config = ranking.fit_ranker(data(200)).to_config()
-    config["features"] = config["features"][::-1]
+    config["features"][2] = "colour"
     (tmp_path / "ranker.json").write_text(json.dumps({"refined": config}))
     with pytest.raises(ValueError, match="fit it again"):
         ranking.load_rankers(tmp_path / "ranker.json")
 
 
+def test_features_are_found_by_name_and_new_ones_do_not_count():
+    questions = data(200)
+    old = ranking.fit_ranker(questions, inputs=FEATURES[:-1])
+    config = old.to_config()
+    at = np.random.default_rng(0).permutation(NUM - 1)
+    for key in ("features", "mean", "scale", "coefficients"):
+        config[key] = [config[key][i] for i in at]
+    read = ranking.ranker_from_config(config)
+    features = next(q.features for q in questions if len(q.features) > 1)
+    np.testing.assert_allclose(read.confidence(features), old.confidence(features), rtol=1e-12)
+
+
 def test_features_in_order_and_bounded():
     row = ranking.feature_matrix(
         np.array([1.0]), np.array([0.0]), np.array([0.0]), np.array([0.5]), np.array([0.25]),
-        np.array([9.0]), np.array([10]), np.array([3]), np.array([7.0]),
+        np.array([9.0]), np.array([0.5]), np.array([10]), np.array([3]), np.array([7.0]),
     )  # fmt: skip
-    np.testing.assert_allclose(row, [[-4, -3, 0, 0, 0.5, 0.25, 1, np.log(10), np.log(4), 2]])
+    volume = np.log(2.0) - ranking.USUAL_VOLUME
+    expected = [[-4, -3, 0, 0, 0.5, 0.25, 1, volume, np.log(10), np.log(4), 2]]
+    np.testing.assert_allclose(row, expected)
 
-    assert ranking.feature_matrix(*[np.zeros(0)] * 9).shape == (0, NUM)
+    assert ranking.feature_matrix(*[np.zeros(0)] * 10).shape == (0, NUM)
 
 
 @pytest.mark.parametrize(("rwp", "poor"), [(0.2, 0.0), (ranking.POOR_RWP * 2, np.log10(2.0))])
 def test_a_poor_fit_counts_beyond_its_logarithm(rwp, poor):
-    row = ranking.feature_matrix(np.ones(1), np.array([rwp]), *[np.ones(1)] * 7)
+    row = ranking.feature_matrix(np.ones(1), np.array([rwp]), *[np.ones(1)] * 8)
     assert row[0, FEATURES.index("poor_fit")] == pytest.approx(poor)
     assert row[0, FEATURES.index("log_rwp_net")] == pytest.approx(np.log10(rwp))
 
@@ -153,6 +167,16 @@ def test_of_equal_structures_the_best_fit_stands_for_all():
     group = np.array([7, 3, 7, 7, 1])
     assert ranking.different(features, group).tolist() == [1, 2, 4]
     assert ranking.different(features[:0], group[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("ratio", [1 / 1.5, 1.5])
+def test_an_unusual_volume_counts_either_way(ratio):
+    at = FEATURES.index("volume")
+    ones = [np.ones(1)] * 6
+    rows = [
+        ranking.feature_matrix(*ones, np.array([r]), *ones[:3])[0, at] for r in (1.05, 1.0, ratio)
+    ]
+    np.testing.assert_allclose(rows, [0.0, 0.0, np.log(1.5) - ranking.USUAL_VOLUME])
 
 
 @pytest.mark.parametrize(
@@ -168,7 +192,7 @@ def test_of_equal_structures_the_best_fit_stands_for_all():
     ],
 )
 def test_excess_is_how_much_worse_than_its_cell_a_structure_fits(own, cell, excess):
-    rest = [np.ones(1)] * 6
+    rest = [np.ones(1)] * 7
     row = ranking.feature_matrix(np.ones(1), np.array([own]), np.array([cell]), *rest)
     assert row.shape == (1, NUM)
     assert row[0, FEATURES.index("excess")] == pytest.approx(excess, abs=1e-12)

@@ -1,9 +1,10 @@
-"""Products and dropout in the form that is quick on the machine at hand; the same mathematics.
+"""Products, sums, dropout and blocks in the form that is quick on the machine at hand; the same mathematics.
 
 Measured on a processor with bfloat16 matrix units (jax 0.10): a product of bfloat16 operands that
-accumulates *into float32* runs 2.5 to 3 times faster than in float32, but one that returns
-bfloat16, or that contracts the rows of its left operand, is slower than float32. Random bits of
-JAX's own generators cost 15 times what it costs to apply them.
+accumulates *into float32* runs 2.5 to 5 times faster than in float32, but one that returns
+bfloat16, or that contracts the rows of two matrices, is slower than float32. With a unit axis
+before the rows, contracted as well, the latter is quick again (2.0 to 2.8 times float32). Random
+bits of JAX's own generators cost 15 times what it costs to apply them.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ import jax.numpy as jnp
 
 _ROWS = (((1,), (0,)), ((), ()))
 
+CACHE_BYTES = 6_000_000
+"""Of one array that several operations go over in turn, see `num_blocks`."""
+
 
 def dot_general(
     lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, precision: Any = None, **kwargs: Any
 ) -> jax.Array:
     """``lax.dot_general`` for ``flax.linen.Dense``: last axis of ``lhs`` with the first of ``rhs``.
 
-    Where both are bfloat16 and the backend is a CPU, the result is float32 and so are the products
-    for the gradient of ``rhs``; otherwise nothing differs from ``lax.dot_general``.
+    Where both are bfloat16 and the backend is a CPU, the result is float32, and what comes back
+    from it is rounded to bfloat16 in both gradients; otherwise nothing differs from
+    ``lax.dot_general``.
     """
     half = lhs.dtype == rhs.dtype == jnp.bfloat16
     if not half or jax.default_backend() != "cpu":
@@ -52,12 +57,42 @@ def _forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ja
 def _backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = saved
     dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    dx = dot(g.astype(w.dtype), w, (((1,), (1,)), ((), ())))
-    dw = dot(x.astype(g.dtype), g, (((0,), (0,)), ((), ())))
+    g = g.astype(w.dtype)
+    dx = dot(g, w, (((1,), (1,)), ((), ())))
+    dw = dot(x[None], g[None], (((0, 1), (0, 1)), ((), ())))
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
 _half_product.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def repeat_rows(num: int, x: jax.Array) -> jax.Array:
+    """``x[:, None]`` repeated ``num`` times along the new axis; the gradient is a `sum_rows`."""
+    return jnp.broadcast_to(x[:, None], (x.shape[0], num, *x.shape[1:]))
+
+
+def sum_rows(x: jax.Array) -> jax.Array:
+    """``x.sum(1)``; on a CPU by a product, as a sum that strides runs at a thirtieth of the speed.
+
+    Of 13 MB, 39 rows of 160 kB: 12.7 ms by a reduction of XLA, 0.4 ms by a product.
+    """
+    return _sum_rows(x.shape[1], x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum_rows(num: int, x: jax.Array) -> jax.Array:
+    if jax.default_backend() != "cpu" or not jnp.issubdtype(x.dtype, jnp.floating):
+        return x.sum(1)
+    ones = jnp.ones((x.shape[0], 1, num), x.dtype)
+    rows = x.reshape(x.shape[0], num, -1)
+    dims = (((2,), (1,)), ((0,), (0,)))
+    total = jax.lax.dot_general(ones, rows, dims, precision=jax.lax.Precision.HIGHEST)
+    return total.reshape(x.shape[0], *x.shape[2:])
+
+
+repeat_rows.defvjp(lambda num, x: (repeat_rows(num, x), None), lambda num, _, g: (sum_rows(g),))
+_sum_rows.defvjp(lambda num, x: (_sum_rows(num, x), None), lambda num, _, g: (repeat_rows(num, g),))
 
 
 def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -80,16 +115,32 @@ def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return x ^ (x >> 15)
 
 
-class Dropout(nn.Module):
+def drop(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
     """Set each number to 0 with probability ``rate`` and divide the others by ``1 - rate``."""
+    keep = random_bits(key, x.shape) >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+class Dropout(nn.Module):
+    """`drop` with a key of the ``dropout`` stream."""
 
     rate: float
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        """Draws from the ``dropout`` stream unless ``deterministic``."""
+        """Return ``x`` itself if ``deterministic``."""
         if deterministic or self.rate == 0.0:
             return x
-        bits = random_bits(self.make_rng("dropout"), x.shape)
-        keep = bits >= jnp.uint32(round(self.rate * 2**32))
-        return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros((), x.dtype))
+        return drop(self.make_rng("dropout"), x, self.rate)
+
+
+def num_blocks(num_rows: int, row_bytes: int) -> int:
+    """Into how many equal blocks to cut work on rows so that a block of it stays in the caches.
+
+    1 on accelerators. On a CPU what does not fit is written to memory and read again by every
+    elementwise operation: attention over 104 tokens with 64 heads is 2 times faster in blocks.
+    """
+    if jax.default_backend() != "cpu":
+        return 1
+    fitting = max(CACHE_BYTES // row_bytes, 1)
+    return next(n for n in range(1, num_rows + 1) if num_rows % n == 0 and num_rows // n <= fitting)

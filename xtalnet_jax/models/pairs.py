@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from xtalnet_jax.models.embeddings import fourier_differences, nearest_distance, radial_basis
-from xtalnet_jax.models.fast import product
+from xtalnet_jax.models.fast import product, repeat_rows, sum_rows
 
 
 class EdgeKernel(NamedTuple):
@@ -80,7 +80,7 @@ def spread(x: Shaped[Array, "n_graph n_node ..."], first: int | jax.Array, num: 
     """``out[:, r, i] = x[:, (i + first + r) mod n_node]``, [n_graph, num, n_node, ...]."""
     n = x.shape[1]
     size = num * (n + 1)
-    tiled = jnp.tile(jnp.roll(x, -first, 1), (1, -(-size // n)) + (1,) * (x.ndim - 2))
+    tiled = repeat_rows(-(-size // n), jnp.roll(x, -first, 1)).reshape(x.shape[0], -1, *x.shape[2:])
     rows = tiled[:, :size].reshape(x.shape[0], num, n + 1, *x.shape[2:])
     return rows[:, :, :n]
 
@@ -94,7 +94,8 @@ def collect(x: Float[Array, "n_graph n_offset n_node ..."], first: int | jax.Arr
     rest = ((0, 0),) * (x.ndim - 3)
     rows = jnp.pad(x, ((0, 0), (0, 0), (0, 1), *rest)).reshape(n_graph, size, *x.shape[3:])
     rows = jnp.pad(rows, ((0, 0), (lead, total - size - lead), *rest))
-    return jnp.roll(rows.reshape(n_graph, total // n, n, *x.shape[3:]).sum(1), first - lead, 1)
+    rows = rows.reshape(n_graph, total // n, n, *x.shape[3:])
+    return jnp.roll(sum_rows(rows), first - lead, 1)
 
 
 def separation(
@@ -251,11 +252,12 @@ def mean_messages(
         mask = block.mask[..., None].astype(h.dtype)
         # The largest term comes last, so that each pair has a rounding error of its own: one that
         # all pairs of an atom share does not average out (20 times the error of a 20-step sample).
-        pre = receiver[:, None] + spread(sender, start, num) + even + odd + per_graph[:, None]
-        total = total + (rest(pre).astype(h.dtype) * mask).sum(1)
+        pre = repeat_rows(num, receiver) + spread(sender, start, num) + even + odd
+        pre = pre + per_graph[:, None]
+        total = total + sum_rows(rest(pre).astype(h.dtype) * mask)
         if num_back:
-            pre = spread(receiver, start, num_back) + sender[:, None] + (even - odd)[:, :num_back]
-            pre = pre + per_graph[:, None]
+            pre = spread(receiver, start, num_back) + repeat_rows(num_back, sender)
+            pre = pre + (even - odd)[:, :num_back] + per_graph[:, None]
             total = total + collect(rest(pre).astype(h.dtype) * mask[:, :num_back], start)
         return total
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from xtalnet_jax.models.fast import Dropout, dot_general
+from xtalnet_jax.models.fast import Dropout, dot_general, drop, num_blocks
 
 bert_init = nn.initializers.normal(0.02)
 lecun = nn.initializers.lecun_normal()
@@ -48,6 +48,41 @@ def attend(
     return jnp.where(allowed, weight, 0.0).astype(value.dtype), value
 
 
+def mixed_values(
+    query: Float[Array, "n_graph n_query n_head d"],
+    key: Float[Array, "n_graph n_key n_head d"],
+    value: Float[Array, "n_graph n_key n_head d"],
+    mask: Bool[Array, "n_graph n_key"],
+    dropout: float = 0.0,
+    rng: jax.Array | None = None,
+) -> Float[Array, "n_graph n_query n_head d"]:
+    """Return what `attend` makes of the values, with dropout of the weights.
+
+    In blocks of graphs, one after another, where that is quicker (`fast.num_blocks`); their weights
+    are computed again for the gradient, so that those of all graphs are never in memory.
+
+    Args:
+        dropout: rate; 0 for none.
+        rng: key of the dropout; needed with ``dropout`` > 0.
+    """
+
+    def mix(block: tuple[jax.Array, ...]) -> jax.Array:
+        query, key, value, mask, rng = block
+        weight, value = attend(query, key, value, mask)
+        if dropout:
+            weight = drop(rng, weight, dropout)
+        return jnp.einsum("bhqk,bkhd->bqhd", weight, value)
+
+    n_graph, n_query, n_head, _ = query.shape
+    rng = jax.random.key(0) if rng is None else rng
+    blocks = num_blocks(n_graph, 4 * n_head * n_query * key.shape[1])
+    if blocks == 1:
+        return mix((query, key, value, mask, rng))
+    rows = (a.reshape(blocks, -1, *a.shape[1:]) for a in (query, key, value, mask))
+    mixed = jax.lax.map(jax.checkpoint(mix), (*rows, jax.random.split(rng, blocks)))
+    return mixed.reshape(query.shape)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with a key-padding mask."""
 
@@ -66,10 +101,10 @@ class SelfAttention(nn.Module):
         width = x.shape[-1]
         qkv = dense(3 * width, "qkv", self.dtype)(x)
         query, key, value = jnp.split(qkv.reshape(*x.shape[:2], 3 * self.heads, -1), 3, 2)
-        weight, value = attend(query, key, value, mask)
-        weight = Dropout(self.dropout)(weight, deterministic=not train)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weight, value).reshape(x.shape)
-        return dense(width, "out", self.dtype)(mixed)
+        dropout = self.dropout if train else 0.0
+        rng = self.make_rng("dropout") if dropout else None
+        mixed = mixed_values(query, key, value, mask, dropout, rng)
+        return dense(width, "out", self.dtype)(mixed.reshape(x.shape))
 
 
 class CrossAttention(nn.Module):
@@ -91,8 +126,7 @@ class CrossAttention(nn.Module):
         query = dense(width, "query", self.dtype, lecun)(x)
         key, value = jnp.split(dense(2 * width, "key_value", self.dtype, lecun)(tokens), 2, -1)
         query, key, value = (a.reshape(*a.shape[:2], self.heads, -1) for a in (query, key, value))
-        weight, values = attend(query, key, value, mask)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weight, values).reshape(h.shape)
+        mixed = mixed_values(query, key, value, mask).reshape(h.shape)
         return h + dense(width, "out", self.dtype, lecun)(mixed).astype(h.dtype)
 
 

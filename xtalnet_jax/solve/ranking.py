@@ -1,7 +1,8 @@
 """Which candidate is right, and how sure are we: a small calibrated ranker.
 
 A candidate is described by a handful of numbers (how well it fits the pattern, how similar its
-embedding is, how often the generator proposed it, how close its atoms come). The different
+embedding is, how often the generator proposed it, how close its atoms come, how usual its volume
+is). The different
 structures of a pattern exclude each other, and none of them may be right: a multinomial logit
 (McFadden, in Frontiers in Econometrics, 1974) over them and "none", fitted on validation
 crystals, turns the numbers into probabilities that add up to one. Candidates are ranked by their
@@ -27,6 +28,7 @@ FEATURES = (
     "similarity",
     "votes",
     "contact",
+    "volume",
     "log_num_atoms",
     "log_num_free",
     "moved",
@@ -34,7 +36,7 @@ FEATURES = (
 """Names and order of the ranker's inputs, see `feature_matrix`."""
 
 INPUTS = {
-    "refined": ("poor_fit", "excess", "contact", "log_num_free"),
+    "refined": ("poor_fit", "excess", "contact", "volume", "log_num_free"),
     "raw": FEATURES,
 }
 """What the ranker of each kind of candidates looks at. Refined ones all look like the pattern, so
@@ -43,13 +45,18 @@ compares); half of them come once from a search, so that votes say little; size 
 stand for the crystals it was fitted to."""
 
 SIGNS = {
-    "log_misfit": -1, "log_rwp_net": -1, "poor_fit": -1, "excess": -1, "similarity": 1, "votes": 1
+    "log_misfit": -1, "log_rwp_net": -1, "poor_fit": -1, "excess": -1, "similarity": 1, "votes": 1,
+    "volume": -1,
 }  # fmt: skip
-"""Directions that are known: a better fit or more votes never make a structure less likely."""
+"""Directions that are known: a better fit, more votes or a more usual volume never make a structure
+less likely."""
 
 POOR_RWP = 0.25
 """R_wp above which a fit counts against a structure all the more: noise and texture of a
 laboratory seldom explain as much."""
+
+USUAL_VOLUME = 0.1
+"""Logarithm of volume over expected volume up to which a cell is as good as any other."""
 
 PENALTY = 0.3
 """Of the ridge in `fit_ranker`, in units of one pattern's log likelihood."""
@@ -99,20 +106,28 @@ class Ranker(NamedTuple):
 
 
 def ranker_from_config(config: Mapping[str, Any]) -> Ranker:
-    """Inverse of `Ranker.to_config`.
+    """Inverse of `Ranker.to_config`; features that it was not fitted to do not count.
 
     Raises:
-        ValueError: the stored features are not the ones this version computes.
+        ValueError: it looks at a feature that this version does not compute.
     """
-    if tuple(config["features"]) != FEATURES:
+    names = list(config["features"])
+    used = [name for name, c in zip(names, config["coefficients"]) if c]
+    unknown = [name for name in used if name not in FEATURES]
+    if unknown:
         raise ValueError(
-            f"the stored ranker uses the features {list(config['features'])}, this version "
-            f"computes {list(FEATURES)}; fit it again with `python -m launch.evaluate --fit_ranker`"
+            f"the stored ranker uses the features {unknown}, this version computes "
+            f"{list(FEATURES)}; fit it again with `python -m launch.evaluate --fit_ranker`"
         )
+
+    def by_name(values: Sequence[float], default: float) -> np.ndarray:
+        known = dict(zip(names, values))
+        return np.array([known.get(name, default) for name in FEATURES], float)
+
     return Ranker(
-        np.asarray(config["mean"], float),
-        np.asarray(config["scale"], float),
-        np.asarray(config["coefficients"], float),
+        by_name(config["mean"], 0.0),
+        by_name(config["scale"], 1.0),
+        by_name(config["coefficients"], 0.0),
         float(config["intercept"]),
     )
 
@@ -132,6 +147,7 @@ def feature_matrix(
     similarity: np.ndarray,
     votes: np.ndarray,
     contact: np.ndarray,
+    volume: np.ndarray,
     num_atoms: np.ndarray,
     num_free: np.ndarray,
     moved: np.ndarray,
@@ -145,6 +161,7 @@ def feature_matrix(
         similarity: cosine similarity of pattern and crystal embedding.
         votes: share of the candidates that are the same structure, 0..1.
         contact: smallest distance over the sum of the two atomic radii; above 1 nothing is gained.
+        volume: of the cell, over the one expected of its atoms (`crystals.volumes.volume_ratio`).
         num_atoms: atoms in the cell.
         num_free: structural parameters that were free in the refinement, 0 without one.
         moved: rms displacement of the atoms by the refinement, angstrom.
@@ -158,6 +175,7 @@ def feature_matrix(
         similarity,
         votes,
         np.clip(contact, 0.0, 1.0),
+        np.maximum(np.abs(np.log(np.clip(volume, 0.1, 10.0))) - USUAL_VOLUME, 0.0),
         np.log(num_atoms),
         np.log1p(num_free),
         np.clip(moved, 0.0, 2.0),

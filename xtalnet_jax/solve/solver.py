@@ -336,6 +336,7 @@ def features_of(fit: Fit, merge: bool = True) -> Features:
     group = plausibility.group_equal(fit.crystals, fit.cosine) if merge else every
     votes = np.array([(group == g).mean() for g in group])
     contact = np.array([plausibility.shortest_contact(c) for c in fit.crystals])
+    volume = np.array([volume_ratio(c.atomic_numbers, c.lattice) for c in fit.crystals])
     sizes = np.array([len(c.atomic_numbers) for c in fit.crystals])
     matrix = ranking.feature_matrix(
         fit.cosine,
@@ -344,6 +345,7 @@ def features_of(fit: Fit, merge: bool = True) -> Features:
         fit.similarity,
         votes,
         contact,
+        volume,
         sizes,
         fit.num_free,
         fit.moved,

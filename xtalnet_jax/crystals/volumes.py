@@ -51,7 +51,9 @@ def fit_atomic_volumes(
         atomic_numbers: of all atoms of each cell.
         volumes: [n] of the cells, cubic angstrom.
     """
-    counts = np.stack([np.bincount(z, minlength=len(SYMBOLS)) for z in atomic_numbers]).astype(float)
+    counts = np.stack([np.bincount(z, minlength=len(SYMBOLS)) for z in atomic_numbers]).astype(
+        float
+    )
     present = counts.sum(0) > 0
     relative = counts[:, present] / np.asarray(volumes, float)[:, None]
     weight = np.ones(len(relative))

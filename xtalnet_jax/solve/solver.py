@@ -21,6 +21,7 @@ from xtalnet_jax import compilation, tasks
 from xtalnet_jax.crystals.crystal import Crystal, stack_crystals, unstack_crystals
 from xtalnet_jax.crystals.elements import atomic_numbers_from_formula
 from xtalnet_jax.crystals.reduction import primitive, standardise
+from xtalnet_jax.crystals.volumes import volume_ratio
 from xtalnet_jax.pxrd.kalpha import single_wavelength
 from xtalnet_jax.pxrd.pattern import Pattern, PeakBatch
 from xtalnet_jax.pxrd.peaks import peak_batch

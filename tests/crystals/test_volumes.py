@@ -1,4 +1,4 @@
-"""Volumes of elements are recovered from those of crystals, and foretell those of textbook cells."""
+"""Volumes of elements are found from those of crystals, and foretell those of textbook cells."""
 
 import numpy as np
 import pytest
@@ -51,6 +51,7 @@ def test_ratio_is_of_the_volume_and_not_of_the_cell_chosen():
 
 def test_elements_without_data_get_the_median():
     table = volumes.atomic_volumes()
-    assert table.shape == (len(SYMBOLS),) and (table > 0).all()
+    assert table.shape == (len(SYMBOLS),)
+    assert (table > 0).all()
     assert table[ATOMIC_NUMBERS["Og"]] == pytest.approx(np.median(table), rel=0.2)
     assert table[ATOMIC_NUMBERS["Cs"]] > 2 * table[ATOMIC_NUMBERS["O"]]

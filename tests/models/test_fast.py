@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xtalnet_jax.models.fast import Dropout, dot_general, product, random_bits
+from xtalnet_jax.models import fast
+from xtalnet_jax.models.fast import (
+    Dropout,
+    dot_general,
+    num_blocks,
+    product,
+    random_bits,
+    repeat_rows,
+    sum_rows,
+)
+from xtalnet_jax.models.transformer import mixed_values
 
 
 @pytest.mark.parametrize("shape", [(7, 16), (2, 3, 5, 16)])
@@ -37,6 +47,55 @@ def test_float32_product_is_untouched() -> None:
     own = nn.Dense(3, dot_general=dot_general)
     params = own.init(jax.random.key(3), x)
     np.testing.assert_array_equal(own.apply(params, x), nn.Dense(3).apply(params, x))
+
+
+def test_sums_and_repetitions_of_rows_are_each_others_transpose() -> None:
+    x, y = jax.random.normal(jax.random.key(0), (2, 5, 3, 4)), jnp.arange(24.0).reshape(2, 3, 4)
+    np.testing.assert_allclose(sum_rows(x), np.asarray(x).sum(1), rtol=1e-5, atol=1e-6)
+    repeated = repeat_rows(5, y)
+    np.testing.assert_array_equal(repeated, np.repeat(np.asarray(y)[:, None], 5, 1))
+    np.testing.assert_array_equal(jax.grad(lambda x: (sum_rows(x) * y).sum())(x), repeated)
+    back = jax.grad(lambda y: (repeat_rows(5, y) * x).sum())(y)
+    np.testing.assert_allclose(back, np.asarray(x).sum(1), rtol=1e-5, atol=1e-6)
+    assert sum_rows(jnp.ones((2, 0, 3))).tolist() == [[0.0] * 3] * 2
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_attention_in_blocks_is_attention(monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (6, 7, 2, 4)) for key in keys)
+    mask = jnp.arange(7)[None] < jnp.array([7, 5, 1, 0, 7, 3])[:, None]
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array, seed: int) -> jax.Array:
+        mixed = mixed_values(q, k, v, mask, dropout, jax.random.key(seed))
+        return (mixed * jnp.arange(8.0).reshape(1, 1, 2, 4)).sum()
+
+    def averages() -> list[np.ndarray]:
+        """Values and gradients; those with dropout are right on average."""
+        runs = 4000 if dropout else 1
+        step = jax.vmap(lambda s: jax.value_and_grad(loss, (0, 1, 2))(q, k, v, s))
+        found = jax.jit(step)(jnp.arange(runs))
+        return [np.asarray(x).mean(0) for x in jax.tree.leaves(found)]
+
+    whole = averages()
+    assert num_blocks(6, 7 * 7 * 2 * 4) == 1
+    monkeypatch.setattr(fast, "CACHE_BYTES", 2 * 7 * 7 * 2 * 4)
+    assert num_blocks(6, 7 * 7 * 2 * 4) == 3
+    blocks = averages()
+    for a, b in zip(whole, blocks):
+        scale = np.abs(a).max()
+        np.testing.assert_allclose(a, b, atol=(0.15 if dropout else 1e-5) * scale)
+    nothing = loss(q * 0 + 3, k, v.at[3].set(1e9), 0)  # a crystal without keys: 0, not NaN
+    assert np.isfinite(nothing)
+    assert abs(nothing) < 1e6
+
+
+def test_blocks_divide_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "CACHE_BYTES", 100)
+    assert [num_blocks(n, 10) for n in (10, 11, 20, 21, 13)] == [1, 11, 2, 3, 13]
+    assert num_blocks(4, 1000) == 4
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert num_blocks(20, 1000) == 1
 
 
 def test_bits_are_uniform_and_independent() -> None:

@@ -1,5 +1,7 @@
 """The crystal tower on reflections: the list against the host's, absences, invariances, padding."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +62,16 @@ def test_shortest_reflections_are_those_of_the_host_list(seed):
     expected = hkl_table(np.asarray(lattice)[None], 1.0).inv_d[: NUM + 1]
     assert NUM - 2 <= mask.sum() <= NUM
     np.testing.assert_allclose(found, expected[: len(found)], rtol=2e-5)
+    direct = np.linalg.norm(hkl @ np.linalg.inv(np.asarray(lattice)).T, axis=1)
+    np.testing.assert_allclose(direct, inv_d, rtol=2e-5)
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+def test_order_of_the_axes_does_not_matter(axes):
+    lattice = (jnp.diag(jnp.array([3.1, 4.7, 7.9])) + 0.2 * jnp.tri(3, k=-1))[jnp.array(axes)]
+    hkl, inv_d, mask = (np.asarray(x[0]) for x in shortest_reflections(lattice[None], NUM))
+    expected = hkl_table(np.asarray(lattice)[None], 1.0).inv_d[: NUM + 1]
+    np.testing.assert_allclose(inv_d[mask], expected[: mask.sum()], rtol=2e-5)
     direct = np.linalg.norm(hkl @ np.linalg.inv(np.asarray(lattice)).T, axis=1)
     np.testing.assert_allclose(direct, inv_d, rtol=2e-5)
 

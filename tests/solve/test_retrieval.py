@@ -57,6 +57,9 @@ def test_index_finds_saves_and_loads(tiny_solver, pattern, tmp_path):
     assert again.query(pattern, 1) == index.query(pattern, 1)
     with pytest.raises(ValueError, match="was built with the weights"):
         RetrievalIndex.load(tmp_path / "index.npz", tiny_solver._replace(name="others"))
+    changed = {**tiny_solver.embedder_params, "other": np.zeros(1)}
+    with pytest.raises(ValueError, match="build it again"):
+        RetrievalIndex.load(tmp_path / "index.npz", tiny_solver._replace(embedder_params=changed))
     index.entries._replace(arrays={}).save(tmp_path / "old.npz")
     with pytest.raises(ValueError, match="is no index of crystals"):
         RetrievalIndex.load(tmp_path / "old.npz", tiny_solver)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from xtalnet_jax.pretrained.safetensors_io import load_safetensors, save_safetensors
 from xtalnet_jax.types import Params
@@ -28,6 +32,15 @@ def load_weights(path: str | Path) -> tuple[Params, dict[str, Any]]:
     if not file.is_file():
         raise ValueError(f"there are no weights at {file}; finish the run that makes them first")
     return load_safetensors(file)
+
+
+def fingerprint(params: Params) -> str:
+    """Return a hash of the names and values of parameters, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def solver_files(name: str | Path) -> tuple[Path, Path, Path]:

@@ -98,7 +98,8 @@ class RetrievalIndex(NamedTuple):
         **meta: str,
     ) -> RetrievalIndex:
         """Put embeddings [n, d] that ``solver`` made of the crystals of ``table`` together."""
-        meta = {**meta, "weights": solver.name}
+        made_with = {"weights": solver.name, "fingerprint": solver.embedder_fingerprint}
+        meta = {**meta, **made_with}
         return cls(VectorIndex.build(vectors, ids, meta, table._asdict()), solver)
 
     @property
@@ -181,5 +182,10 @@ class RetrievalIndex(NamedTuple):
             raise ValueError(
                 f"{path} was built with the weights {made_with!r}, not {solver.name!r}: "
                 "build it again or use those"
+            )
+        if entries.meta.get("fingerprint") != solver.embedder_fingerprint:
+            raise ValueError(
+                f"{path} was built with other weights than those that are called {made_with!r} "
+                "now: build it again"
             )
         return cls(entries, solver)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from xtalnet_jax.contrastive.index import VectorIndex
@@ -105,12 +104,8 @@ def build_file(
 
 def content_key(source: Source, solver: Solver) -> str:
     """A hash of all that determines an index: the source, the weights and their name."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(solver.embedder_params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf).tobytes())
-    digest.update(json.dumps([source.fingerprint(), solver.name, solver.sizes, CHUNK]).encode())
-    return digest.hexdigest()[:16]
+    parts = [source.fingerprint(), solver.embedder_fingerprint, solver.name, solver.sizes, CHUNK]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _existing(path: Path) -> VectorIndex | None:

@@ -22,6 +22,7 @@ from xtalnet_jax.crystals.crystal import Crystal, stack_crystals, unstack_crysta
 from xtalnet_jax.crystals.elements import atomic_numbers_from_formula
 from xtalnet_jax.crystals.reduction import primitive, standardise
 from xtalnet_jax.crystals.volumes import volume_ratio
+from xtalnet_jax.pretrained.weights import fingerprint
 from xtalnet_jax.pxrd.kalpha import single_wavelength
 from xtalnet_jax.pxrd.pattern import Pattern, PeakBatch
 from xtalnet_jax.pxrd.peaks import peak_batch
@@ -66,6 +67,11 @@ class Solver(NamedTuple):
     def max_atoms(self) -> int:
         """Atoms in the largest cell that the weights were made for."""
         return self.sizes[-1]
+
+    @property
+    def embedder_fingerprint(self) -> str:
+        """Hash of the towers' parameters: embeddings can be compared where it is equal."""
+        return fingerprint(self.embedder_params)
 
     def solve(
         self,

@@ -4,7 +4,7 @@
   python -m launch.evaluate --data=mp20_val.npz --skip=1000 --num_items=60 --pool=0 \
       --patterns=laboratory --fit_ranker --out=runs/ranker    (crystals that no table is made of)
 
---data is a set written by launch.prepare. Patterns are simulated (Cu K-alpha, 5 to 90 degrees, or
+--data is a set written by launch.prepare. Patterns are simulated (Cu K-alpha, over --two_theta, or
 with --patterns=laboratory as an ordinary laboratory would measure them);
 composition and the number of atoms are given. Writes OUT/results.json and OUT/results.md; every
 attempt is kept in OUT, so that an interrupted run goes on where it was. With --figures the paper's
@@ -41,8 +41,21 @@ if __name__ == "__main__":
         "patterns", "clean", ["clean", "laboratory"],
         "simulated without faults, or with the noise, shifts, texture, ... of a laboratory",
     )  # fmt: skip
+    flags.DEFINE_list("two_theta", ["5", "90"], "first and last angle of clean patterns, degrees")
     flags.DEFINE_bool("figures", False, "draw OUT/figures: PNG, and JSON with the numbers")
     flags.DEFINE_integer("workers", 2, "processes that compare structures")
+
+
+def _angles(words: list[str]) -> tuple[float, float]:
+    try:
+        first, last = map(float, words)
+    except ValueError:
+        first = last = 0.0
+    if not 0.0 < first < last < 180.0:
+        raise ValueError(
+            f"--two_theta is {','.join(words)!r}, expected two angles in degrees, as 3,30"
+        )
+    return first, last
 
 
 def main() -> None:
@@ -53,6 +66,7 @@ def main() -> None:
         raise ValueError("--num_items and --num_candidates must be at least 1")
     if FLAGS.pool < 0 or FLAGS.workers < 1:
         raise ValueError("--pool must be at least 0 and --workers at least 1")
+    two_theta = _angles(FLAGS.two_theta)
     import numpy as np
 
     from xtalnet_jax import compilation
@@ -81,6 +95,7 @@ def main() -> None:
         fit_with=tuple(FLAGS.fit_with),
         workers=FLAGS.workers,
         patterns=FLAGS.patterns,
+        two_theta=two_theta,
         figures=FLAGS.figures,
     )
     packed = load_set(FLAGS.data, solver.max_atoms)

@@ -24,8 +24,12 @@ VARIANTS = {
     "ccsg_hmof100": ("", "add", "unfrozen", "smoke"),
 }
 LARGE = {"cpcp_hmof400": ("", "smoke"), "ccsg_hmof400": ("", "add", "unfrozen", "smoke")}
-"""Recipes that change nothing but sizes: their losses are those of the recipes above."""
-RECIPES = VARIANTS | LARGE
+FRAMEWORKS = {
+    "cpcp_qmof": ("", "cpu", "graph", "cpu,graph", "smoke"),
+    "flow_qmof": ("", "cpu", "smoke"),
+}
+"""Recipes that change nothing but sizes and data: their losses are those of the recipes above."""
+RECIPES = VARIANTS | LARGE | FRAMEWORKS
 
 
 def module(name: str) -> Any:
@@ -194,6 +198,8 @@ def test_clean_effects_keep_the_instrument_only():
     assert noisy.num_bins == clean.num_bins == 2126
     assert clean == type(clean).clean(num_bins=2126)
     assert noisy != clean
+    paper = tasks.clean_effects(module("cpcp_qmof").get_config("cpu").pattern)
+    assert paper == type(clean).clean(num_bins=1351, start=(3.0, 3.0), end=(30.0, 30.0))
 
 
 # Generator ----------------------------------------------------------------------------------------

@@ -90,8 +90,14 @@ def effects_from_config(pattern: ConfigDict) -> Effects:
 
 
 def clean_effects(pattern: ConfigDict) -> Effects:
-    """Return the instrument of the evaluation: no random effect, on the grid of training."""
-    return Effects.clean(num_bins=pattern.effects.get("num_bins", Effects().num_bins))
+    """Return the instrument of the evaluation: no random effect, on the grid of training.
+
+    Its range is that of training where this is always the same, else 5 to 90 degrees.
+    """
+    effects = effects_from_config(pattern)
+    ends = {"start": effects.start, "end": effects.end}
+    fixed = {name: limits for name, limits in ends.items() if limits[0] == limits[1]}
+    return Effects.clean(num_bins=effects.num_bins, **fixed)
 
 
 def measure(config: ConfigDict, key: jax.Array | None, lines: Lines, effects: Effects) -> PeakBatch:

@@ -271,6 +271,8 @@ def test_retrieve(call, tmp_path, arguments, message):
         (["--data=textbook", "--num_items=0"], "must be at least 1"),
         (["--data=textbook", "--controls=random"], "expected some of"),
         (["--data=textbook", "--pool=-1"], "--pool must be at least 0"),
+        (["--data=textbook", "--two_theta=30,3"], "expected two angles"),
+        (["--data=textbook", "--two_theta=3"], "expected two angles"),
         (["--data=textbook", "--weights=nowhere"], "no weights 'nowhere'"),
         (["--data=textbook", "--out={file}"], "cannot write to the folder"),
     ],

@@ -58,6 +58,7 @@ class Options(NamedTuple):
     fit_with: tuple[str, ...] = ()  # folders of earlier runs that the ranker is fitted to as well
     workers: int = 2
     patterns: str = "clean"  # or "laboratory"
+    two_theta: tuple[float, float] = (5.0, 90.0)  # degrees, of clean patterns
     figures: bool = False
 
 
@@ -71,7 +72,7 @@ def report(
     rows = []
     pool = packed.select(np.sort(order[: options.pool]))
     if options.pool:
-        rows += _retrieval(solver, pool, name, start)
+        rows += _retrieval(solver, pool, name, options.two_theta, start)
     chosen = packed.select(order[options.skip : options.skip + options.num_items])
     items = make_items(chosen, options)
     if options.patterns != "clean":
@@ -109,7 +110,7 @@ def report(
 def make_items(packed: PackedSet, options: Options) -> list[assess.Item]:
     """Simulate the pattern of every crystal.
 
-    Clean: Cu K-alpha, 5 to 90 degrees, no noise. Laboratory: see `pxrd.laboratory`.
+    Clean: Cu K-alpha, no noise. Laboratory: see `pxrd.laboratory`.
 
     Raises:
         ValueError: another kind of patterns.
@@ -118,15 +119,19 @@ def make_items(packed: PackedSet, options: Options) -> list[assess.Item]:
         raise ValueError(f"patterns is {options.patterns!r}, expected 'clean' or 'laboratory'")
     crystals = [packed.crystal(k) for k in range(packed.num_crystals)]
     if options.patterns == "clean":
-        patterns = simulate_pattern(crystals)
+        patterns = simulate_pattern(crystals, two_theta_range=options.two_theta)
     else:
         patterns = laboratory_patterns(crystals, options.item_seed)
     return [assess.Item(str(i), c, p) for i, c, p in zip(packed.id, crystals, patterns)]
 
 
-def _retrieval(solver: Solver, pool: PackedSet, name: str, start: float) -> list[tables.ResultRow]:
+def _retrieval(
+    solver: Solver, pool: PackedSet, name: str, two_theta: tuple[float, float], start: float
+) -> list[tables.ResultRow]:
+    first, last = two_theta
+    effects = Effects.clean(start=(first, first), end=(last, last))
     lines = Lines(jnp.asarray(pool.lines_inv_d), jnp.asarray(pool.lines_strength))
-    peaks = peaks_from_lines(None, lines, Effects.clean(), solver.num_peaks)
+    peaks = peaks_from_lines(None, lines, effects, solver.num_peaks)
     patterns = np.asarray(solver.embedder.patterns(solver.embedder_params, peaks))
     crystals = solver.embed_crystals([pool.crystal(k) for k in range(pool.num_crystals)])
     found = retrieval_report(patterns @ crystals.T)

@@ -1,7 +1,7 @@
 """CPCP on metal-organic frameworks of at most 100 atoms (QMOF), patterns as in the paper.
 
-Data:     python -m launch.prepare --source=QMOF.npz --split=train --max_atoms=100 --inv_d_max=0.36 \
-          --out=data/qmof_train.npz     (and likewise val and test; 3 to 30 degrees end at 0.336)
+Data:     python -m launch.prepare --source=QMOF.npz --split=train --out=data/qmof_train.npz \
+          --max_atoms=100 --inv_d_max=0.36     (likewise val and test; 30 degrees are 0.336)
 Command:  python -m launch.pretrain --config=configs/cpcp_qmof.py --workdir=runs/cpcp_qmof
 Variants: ``:cpu`` (width 128), ``:smoke``, ``:graph`` (the crystal tower is the paper's CSPNet, in
           place of the one that reads reflections); several joined by commas, as ``:cpu,graph``.

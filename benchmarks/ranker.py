@@ -1,10 +1,13 @@
 """Which inputs the ranker needs: cross-validated losses of first candidates, from recorded runs.
 
     python -m benchmarks.ranker --runs runs/laboratory runs/laboratory/shuffled runs/clean
+    python -m benchmarks.ranker --runs ... --raw runs/raw runs/raw/shuffled --fit ranker.json
 
 RUNS are folders that ``launch.evaluate`` left (candidates of validation crystals and their
 matches), of controls as well. Items are left out in tenths; what counts is the most confident
-candidate of each: is it right (strict tolerances), and does its confidence say so?
+candidate of each: is it right (strict tolerances), and does its confidence say so? With ``--fit``
+the rankers that the package ships are fitted to all items: RUNS hold refined candidates, RAW ones
+that were not.
 """
 
 from __future__ import annotations
@@ -69,14 +72,32 @@ def losses(confidence: np.ndarray, right: np.ndarray, verdicts: list[str]) -> di
     }
 
 
-def main() -> None:
-    """Compare all choices and write the table."""
-    arguments = inputs.parser(__doc__, "results/ranker.json")
-    arguments.add_argument("--runs", nargs="+", type=Path, required=True)
-    args = arguments.parse_args()
-    asked = {run: assess.recorded(run, "refined", RANKED_BY) for run in args.runs}
+def questions_of(
+    runs: list[Path], kind: str
+) -> tuple[dict[Path, int], list[ranking.Question], list[ranking.Question]]:
+    """How many items each run has, those with a right answer, and the controls."""
+    asked = {run: assess.recorded(run, kind, RANKED_BY) for run in runs}
     right = [q for run, found in asked.items() if not is_control(run) for q in found]
     wrong = [q for run, found in asked.items() if is_control(run) for q in found]
+    return {run: len(found) for run, found in asked.items()}, right, wrong
+
+
+def main() -> None:
+    """Compare all choices and write the table, or fit what is shipped."""
+    arguments = inputs.parser(__doc__, "results/ranker.json")
+    arguments.add_argument("--runs", nargs="+", type=Path, required=True)
+    arguments.add_argument("--raw", nargs="+", type=Path, default=[])
+    arguments.add_argument("--fit", type=Path, help="ranker.json to write, instead of a table")
+    args = arguments.parse_args()
+    if args.fit:
+        rankers = {}
+        for kind, runs in (("refined", args.runs), ("raw", args.raw)):
+            _, right, wrong = questions_of(runs, kind)
+            pool = ranking.pooled(right, wrong)
+            rankers[kind] = ranking.fit_ranker(pool, inputs=ranking.INPUTS[kind])
+        ranking.save_rankers(args.fit, rankers)
+        return
+    asked, right, wrong = questions_of(args.runs, "refined")
     items, rows = ranking.pooled(right, wrong), []
     for name, names in CHOICES.items():
         confidence, matched, verdicts = cross_validated(items, names)
@@ -87,7 +108,7 @@ def main() -> None:
             row = losses(confidence[part], matched[part], verdicts[part])
             rows.append({"inputs": name, "items are": kind, **row})
     notes = [
-        f"{', '.join(f'{len(found)} of {run}' for run, found in asked.items())}; first candidates, "
+        f"{', '.join(f'{num} of {run}' for run, num in asked.items())}; first candidates, "
         f"left out in {NUM_FOLDS} parts; a match is one at {RANKED_BY} tolerances. In the fit "
         f"controls weigh as {ranking.WRONG_SHARE:.0%} of all questions."
     ]

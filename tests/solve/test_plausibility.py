@@ -187,16 +187,6 @@ def test_radii_are_slaters():
     assert ATOMIC_RADII.shape == (119,)
 
 
-def test_shortest_contact_is_the_known_bond():
-    bond = 3**0.5 / 4 * 5.431  # of silicon, radius 1.1
-    assert plausibility.shortest_contact(TEXTBOOK["silicon"]) == pytest.approx(bond / 2.2)
-    bond = 3**0.5 / 2 * 4.123  # Cs 2.6, Cl 1.0; Cs-Cs 4.123 / 5.2 is shorter in these units
-    expected = min(bond / 3.6, 4.123 / 5.2)
-    assert plausibility.shortest_contact(TEXTBOOK["caesium_chloride"]) == pytest.approx(expected)
-    alone = Crystal(np.array([29]), np.zeros((1, 3)), np.eye(3) * 2.7)  # only its own images
-    assert plausibility.shortest_contact(alone) == pytest.approx(2.7 / 2.7)
-
-
 def test_equal_structures_share_a_group_whatever_their_cell():
     rutile, rock_salt = TEXTBOOK["rutile"], TEXTBOOK["rock_salt"]
     double = Crystal(

@@ -9,7 +9,7 @@ from xtalnet_jax.solve import ranking
 from xtalnet_jax.solve.ranking import FEATURES, Question
 
 NUM = len(FEATURES)
-TRUE = np.array([-2.0, -0.5, -0.7, -0.8, 1.0, 0.0, 3.0, -1.5, -0.7, 0.2, -1.0])
+TRUE = np.array([-2.0, -0.5, -0.7, -0.8, 1.0, 0.0, -3.0, -1.5, -0.7, 0.2, -1.0])
 INTERCEPT = -0.4
 CENTRE = np.arange(NUM)
 
@@ -148,7 +148,7 @@ def test_features_in_order_and_bounded():
         np.array([9.0]), np.array([0.5]), np.array([10]), np.array([3]), np.array([7.0]),
     )  # fmt: skip
     volume = np.log(2.0) - ranking.USUAL_VOLUME
-    expected = [[-4, -3, 0, 0, 0.5, 0.25, 1, volume, np.log(10), np.log(4), 2]]
+    expected = [[-4, -3, 0, 0, 0.5, 0.25, 0.5, volume, np.log(10), np.log(4), 2]]
     np.testing.assert_allclose(row, expected)
 
     assert ranking.feature_matrix(*[np.zeros(0)] * 10).shape == (0, NUM)

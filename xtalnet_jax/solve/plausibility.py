@@ -1,4 +1,4 @@
-"""What a crystallographer checks by eye: formula units, contacts, symmetry, equal structures."""
+"""What a crystallographer checks by eye: formula units, symmetry, equal structures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from xtalnet_jax.crystals.bravais import CENTRINGS
 from xtalnet_jax.crystals.crystal import Crystal
-from xtalnet_jax.crystals.elements import ATOMIC_RADII, parse_formula
+from xtalnet_jax.crystals.elements import parse_formula
 from xtalnet_jax.crystals.lattice import matrix_from_parameters
 from xtalnet_jax.crystals.reduction import standardise
 from xtalnet_jax.data.standard import MIN_HEIGHT, VOLUME_PER_ATOM
@@ -175,20 +175,6 @@ def is_possible(crystal: Crystal) -> bool:
     if not low <= volume / len(crystal.atomic_numbers) <= high:
         return False
     return bool(1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max() >= MIN_HEIGHT)
-
-
-def shortest_contact(crystal: Crystal) -> float:
-    """Return the smallest distance over the sum of the two atomic radii (Slater 1964).
-
-    Periodic images are those of the 27 cells around a reduced cell; below about 0.6 atoms overlap.
-    """
-    radii = ATOMIC_RADII[np.asarray(crystal.atomic_numbers)]
-    images = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
-    difference = crystal.frac_coords[None] - crystal.frac_coords[:, None]
-    shifted = difference[:, :, None] - np.round(difference)[:, :, None] + images
-    distance = np.linalg.norm(shifted @ crystal.lattice, axis=-1)
-    distance[np.arange(len(radii)), np.arange(len(radii)), len(images) // 2] = np.inf
-    return float((distance.min(-1) / (radii[:, None] + radii[None])).min())
 
 
 def group_equal(crystals: list[Crystal], goodness: np.ndarray) -> np.ndarray:

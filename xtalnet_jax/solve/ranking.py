@@ -27,7 +27,7 @@ FEATURES = (
     "excess",
     "similarity",
     "votes",
-    "contact",
+    "crowding",
     "volume",
     "log_num_atoms",
     "log_num_free",
@@ -36,7 +36,7 @@ FEATURES = (
 """Names and order of the ranker's inputs, see `feature_matrix`."""
 
 INPUTS = {
-    "refined": ("poor_fit", "excess", "contact", "volume", "log_num_free"),
+    "refined": ("poor_fit", "excess", "crowding", "volume", "log_num_free"),
     "raw": FEATURES,
 }
 """What the ranker of each kind of candidates looks at. Refined ones all look like the pattern, so
@@ -46,10 +46,10 @@ stand for the crystals it was fitted to."""
 
 SIGNS = {
     "log_misfit": -1, "log_rwp_net": -1, "poor_fit": -1, "excess": -1, "similarity": 1, "votes": 1,
-    "volume": -1,
+    "crowding": -1, "volume": -1,
 }  # fmt: skip
-"""Directions that are known: a better fit, more votes or a more usual volume never make a structure
-less likely."""
+"""Directions that are known: a better fit, more votes, usual distances or a usual volume never make
+a structure less likely."""
 
 POOR_RWP = 0.25
 """R_wp above which a fit counts against a structure all the more: noise and texture of a
@@ -146,7 +146,7 @@ def feature_matrix(
     rwp_cell: np.ndarray,
     similarity: np.ndarray,
     votes: np.ndarray,
-    contact: np.ndarray,
+    crowding: np.ndarray,
     volume: np.ndarray,
     num_atoms: np.ndarray,
     num_free: np.ndarray,
@@ -160,8 +160,8 @@ def feature_matrix(
         rwp_cell: the same, if every line of the cell had the intensity that fits best.
         similarity: cosine similarity of pattern and crystal embedding.
         votes: share of the candidates that are the same structure, 0..1.
-        contact: smallest distance over the sum of the two atomic radii; above 1 nothing is gained.
-        volume: of the cell, over the one expected of its atoms (`crystals.volumes.volume_ratio`).
+        crowding: of the closest atoms (`crystals.typical.crowding`).
+        volume: of the cell, over the one expected of its atoms (`crystals.typical.volume_ratio`).
         num_atoms: atoms in the cell.
         num_free: structural parameters that were free in the refinement, 0 without one.
         moved: rms displacement of the atoms by the refinement, angstrom.
@@ -174,7 +174,7 @@ def feature_matrix(
         _excess(rwp_net, rwp_cell),
         similarity,
         votes,
-        np.clip(contact, 0.0, 1.0),
+        np.clip(crowding, 0.0, 0.5),
         np.maximum(np.abs(np.log(np.clip(volume, 0.1, 10.0))) - USUAL_VOLUME, 0.0),
         np.log(num_atoms),
         np.log1p(num_free),

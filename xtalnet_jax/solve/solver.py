@@ -18,10 +18,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xtalnet_jax import compilation, tasks
+from xtalnet_jax.crystals import typical
 from xtalnet_jax.crystals.crystal import Crystal, stack_crystals, unstack_crystals
 from xtalnet_jax.crystals.elements import atomic_numbers_from_formula
 from xtalnet_jax.crystals.reduction import primitive, standardise
-from xtalnet_jax.crystals.volumes import volume_ratio
 from xtalnet_jax.pretrained.weights import fingerprint
 from xtalnet_jax.pxrd.kalpha import single_wavelength
 from xtalnet_jax.pxrd.pattern import Pattern, PeakBatch
@@ -342,8 +342,8 @@ def features_of(fit: Fit, merge: bool = True) -> Features:
     every = np.arange(len(fit.crystals))
     group = plausibility.group_equal(fit.crystals, fit.cosine) if merge else every
     votes = np.array([(group == g).mean() for g in group])
-    contact = np.array([plausibility.shortest_contact(c) for c in fit.crystals])
-    volume = np.array([volume_ratio(c.atomic_numbers, c.lattice) for c in fit.crystals])
+    crowding = np.array([typical.crowding(c) for c in fit.crystals])
+    volume = np.array([typical.volume_ratio(c.atomic_numbers, c.lattice) for c in fit.crystals])
     sizes = np.array([len(c.atomic_numbers) for c in fit.crystals])
     matrix = ranking.feature_matrix(
         fit.cosine,
@@ -351,7 +351,7 @@ def features_of(fit: Fit, merge: bool = True) -> Features:
         fit.rwp_cell,
         fit.similarity,
         votes,
-        contact,
+        crowding,
         volume,
         sizes,
         fit.num_free,

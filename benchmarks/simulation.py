@@ -35,6 +35,7 @@ CASES = {
     # file, least and most atoms, 2-theta range, our crystals, pymatgen's, lines kept
     "MP-20, 5-90 degrees": ("mp20_val.npz", 1, 20, (5.0, 90.0), 2048, 48, 512),
     "MOF, 50-100 atoms, 3-30 degrees": ("qmof.npz", 50, 100, (3.0, 30.0), 2048, 24, 256),
+    "MOF, 50-100 atoms, 5-90 degrees": ("qmof.npz", 50, 100, (5.0, 90.0), 256, 8, 4096),
 }
 
 
@@ -114,7 +115,7 @@ def measure(folder: Path, case: tuple, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure both cases and write the result."""
+    """Measure all cases and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of structure .npz files")
     parser.add_argument("--out", type=Path, default=Path("results/simulation.json"))

@@ -135,7 +135,7 @@ def fit_sizes(atomic_numbers: Sequence[np.ndarray], totals: np.ndarray) -> dict[
     fitted = np.zeros(int(present.sum()))
     for _ in range(ROUNDS):
         # The normal equations as a square root: as many rows as elements, not as data.
-        root = np.linalg.qr(np.c_[relative * weight[:, None], weight], mode="r")
+        root = np.asarray(np.linalg.qr(np.c_[relative * weight[:, None], weight], mode="r"))
         fitted, _ = nnls(root[:, :-1], root[:, -1])
         residual = np.abs(np.log(np.maximum(relative @ fitted, 1e-3)))
         weight = np.maximum(residual, SMALLEST_RESIDUAL) ** -0.25

@@ -12,6 +12,7 @@ from xtalnet_jax.models import fast
 from xtalnet_jax.models.fast import (
     Dropout,
     dot_general,
+    gelu,
     num_blocks,
     product,
     random_bits,
@@ -88,6 +89,18 @@ def test_attention_in_blocks_is_attention(monkeypatch: pytest.MonkeyPatch, dropo
     nothing = loss(q * 0 + 3, k, v.at[3].set(1e9), 0)  # a crystal without keys: 0, not NaN
     assert np.isfinite(nothing)
     assert abs(nothing) < 1e6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_and_its_gradient_are_those_of_jax(dtype: str) -> None:
+    x = jnp.concatenate([jnp.linspace(-12.0, 12.0, 401), jnp.array([-1e4, 0.0, 1e4])])
+    exact = jax.vmap(jax.value_and_grad(lambda x: jax.nn.gelu(x, approximate=False)))(x)
+    found = jax.vmap(jax.value_and_grad(gelu))(x.astype(dtype))
+    for a, b in zip(exact, found):
+        assert b.dtype == dtype
+        np.testing.assert_allclose(
+            b.astype("float32"), a, *((0, 1e-6), (1e-2, 1e-2))[dtype != "float32"]
+        )
 
 
 def test_blocks_divide_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:

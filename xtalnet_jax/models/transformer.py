@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from xtalnet_jax.models.fast import Dropout, dot_general, drop, num_blocks
+from xtalnet_jax.models.fast import Dropout, dot_general, drop, gelu, num_blocks
 
 bert_init = nn.initializers.normal(0.02)
 lecun = nn.initializers.lecun_normal()
@@ -152,7 +152,7 @@ class EncoderLayer(nn.Module):
         x = x + drop(mixed, deterministic=not train).astype(x.dtype)
         y = layer_norm("ffn_norm", self.dtype)(x)
         y = dense(self.ffn, "fc1", self.dtype)(y)
-        y = jax.nn.gelu(y, approximate=False)
+        y = gelu(y)
         y = dense(x.shape[-1], "fc2", self.dtype)(y)
         return x + drop(y, deterministic=not train).astype(x.dtype)
 

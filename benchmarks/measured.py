@@ -174,11 +174,12 @@ def main() -> None:
     arguments.add_argument("--given", choices=["formula", "z", "lattice"], default="formula")
     arguments.add_argument("--wrong", choices=["pattern", "formula"])
     arguments.add_argument("--weights", default="default")
+    arguments.add_argument("--templates", help="known structures to try: a set of launch.prepare")
     arguments.add_argument("--num_candidates", type=int, default=20)
     arguments.add_argument("--num_cases", type=int, help="the first so many only")
     args = arguments.parse_args()
     compilation.use_cache()
-    solver = load_solver(args.weights)
+    solver = load_solver(args.weights, args.templates)
     cases = load_cases(args.data, args.quality, solver.max_atoms)
     if args.wrong:
         cases = permuted(cases, args.wrong)

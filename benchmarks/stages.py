@@ -45,7 +45,7 @@ def stages_of(solver: Solver, item: assess.Item, key: jax.Array) -> dict[str, An
     pattern = single_wavelength(item.pattern)
     peaks = solver.peaks_of([pattern])
     numbers, lattice = np.sort(item.truth.atomic_numbers), np.asarray(item.truth.lattice, float)
-    guesses = [c.lattice for c in solver.propose(peaks, key, numbers, 20)]
+    guesses = [c.lattice for c in solver.draw(peaks, key, numbers, 20)]
     start = time.perf_counter()
     cells = indexing.index_cells(guesses, peaks, pattern.wavelength)
     indexed = time.perf_counter()

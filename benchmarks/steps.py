@@ -56,7 +56,7 @@ def main() -> None:
         for i, (crystal, peak) in enumerate(zip(crystals, peaks)):
             numbers, key = np.sort(crystal.atomic_numbers), jax.random.key(i)
             start = time.process_time()
-            drawn = drawing.propose(peak, key, numbers, args.num_candidates)
+            drawn = drawing.draw(peak, key, numbers, args.num_candidates)
             seconds += time.process_time() - start
             pairs += [MatchPair(str(i), k, c, crystal) for k, c in enumerate(drawn)]
         found = match_many(pairs, workers=2, timeout_s=20.0)

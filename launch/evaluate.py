@@ -21,6 +21,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("data", None, "packed set written by launch.prepare, or 'textbook'")
     flags.DEFINE_list("exclude", [], "packed sets; crystals that they hold too are left out")
     flags.DEFINE_string("weights", "default", "bundled name, or folder with both weight files")
+    flags.DEFINE_string("templates", None, "known structures to try: a set of launch.prepare")
     flags.DEFINE_string("out", "runs/evaluation", "folder for records and tables")
     flags.DEFINE_integer("num_items", 200, "crystals to solve, drawn with --item_seed")
     flags.DEFINE_integer("num_candidates", 20, "structures drawn for each")
@@ -79,7 +80,7 @@ def main() -> None:
     if unknown:
         raise ValueError(f"--controls has {unknown.pop()!r}, expected some of {[*CONTROLS]}")
     compilation.use_cache()
-    solver = load_solver(FLAGS.weights)
+    solver = load_solver(FLAGS.weights, FLAGS.templates)
     options = report_card.Options(
         num_items=FLAGS.num_items,
         num_candidates=FLAGS.num_candidates,

@@ -49,6 +49,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("space_group", None, "known space group, e.g. Fm-3m or 225")
     flags.DEFINE_bool("refine", True, "fit every candidate to the pattern before ranking")
     flags.DEFINE_string("weights", "default", "bundled name, or folder with both weight files")
+    flags.DEFINE_string("templates", None, "known structures to try: a set of launch.prepare")
     flags.DEFINE_string("out", "solution", "folder for the results")
 
 
@@ -97,7 +98,7 @@ def _ready(formula: str, hints: dict[str, Any]) -> Solver:
     from xtalnet_jax.solve.solver import load_solver
 
     compilation.use_cache()
-    solver = load_solver(FLAGS.weights)
+    solver = load_solver(FLAGS.weights, FLAGS.templates)
     solver.check(formula, FLAGS.num_candidates, **hints)
     writable_folder(FLAGS.out)
     return solver

@@ -24,7 +24,8 @@ from xtalnet_jax.evaluation.matching import MatchPair, load_match_records, match
 from xtalnet_jax.pxrd.kalpha import single_wavelength
 from xtalnet_jax.pxrd.pattern import Pattern
 from xtalnet_jax.solve import ranking
-from xtalnet_jax.solve.solver import Solver, features_of
+from xtalnet_jax.solve.features import features_of
+from xtalnet_jax.solve.solver import Solver
 
 
 class Item(NamedTuple):
@@ -102,7 +103,7 @@ def assess(
         "profile": profile,
         "search": search,
         "seed": seed,
-        "weights": solver.name,
+        "weights": solver.label,
         "inputs": list(ranking.FEATURES),
     }
     done = _read(path, asked)
@@ -137,7 +138,7 @@ def _assess_one(
         found = solver.search(key, pattern, peaks, [numbers], num_candidates, anneal=refine)
         proposals = found.crystals
     else:
-        proposals = solver.propose(peaks, key, numbers, num_candidates)
+        proposals = solver.propose(peaks, pattern.wavelength, key, numbers, num_candidates)
     generated = time.perf_counter()
     if profile:
         fit = solver.fit(proposals, pattern, peaks, refine)

@@ -203,7 +203,7 @@ def _generation(
             ways.insert(0, (f"{kind}, calibrated ranker", by_ranker, "ranked"))
         for how, attempts, order in ways:
             setting = tables.Setting(
-                f"{solver.name}, {how}", name, given, options.num_candidates, stated, group.control
+                f"{solver.label}, {how}", name, given, options.num_candidates, stated, group.control
             )
             # An item of which no candidate was left has no attempt, but counts.
             found = match_at_k(attempts, ks, order, [a.id for a in group.assessed])

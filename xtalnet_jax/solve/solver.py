@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xtalnet_jax import compilation, tasks
-from xtalnet_jax.crystals import typical
 from xtalnet_jax.crystals.crystal import Crystal, stack_crystals, unstack_crystals
 from xtalnet_jax.crystals.elements import atomic_numbers_from_formula
 from xtalnet_jax.crystals.reduction import primitive, standardise
@@ -28,27 +27,16 @@ from xtalnet_jax.pxrd.pattern import Pattern, PeakBatch
 from xtalnet_jax.pxrd.peaks import peak_batch
 from xtalnet_jax.pxrd.scattering import check_tabulated
 from xtalnet_jax.solve import plausibility, ranking
+from xtalnet_jax.solve.features import Fit, features_of
 from xtalnet_jax.solve.search import Found, search
 from xtalnet_jax.solve.solution import Candidate, Solution, verdict_of
+from xtalnet_jax.solve.templates import Templates
 from xtalnet_jax.types import Params
-
-if TYPE_CHECKING:
-    from xtalnet_jax.refine.profile_fit import Refined
 
 Report = Callable[[str], None]
 
-
-class Fit(NamedTuple):
-    """Candidates with all that ranking needs to know; arrays are parallel to ``crystals``."""
-
-    crystals: list[Crystal]
-    rwp_net: np.ndarray  # [n] R_wp relative to the profile without background
-    rwp_cell: np.ndarray  # [n] the same for the cell alone, see `refine.decomposition`
-    cosine: np.ndarray  # [n]
-    similarity: np.ndarray  # [n]
-    num_free: np.ndarray  # [n] free structural parameters, 0 without refinement
-    moved: np.ndarray  # [n] angstrom
-    refined: list[Refined]  # all that was fitted; empty if the profile was not looked at
+TEMPLATE_SHARE = 0.5
+"""Largest share of the proposals that known structures make, where there are any."""
 
 
 class Solver(NamedTuple):
@@ -62,6 +50,12 @@ class Solver(NamedTuple):
     sizes: tuple[int, ...]  # numbers of atoms to pad to, rising, so that few shapes are compiled
     rankers: Mapping[str, ranking.Ranker]  # "refined" and "raw"
     name: str
+    templates: Templates | None = None  # known structures that proposals are made of as well
+
+    @property
+    def label(self) -> str:
+        """What proposals come from: the weights, and the templates if there are any."""
+        return f"{self.name}, templates {self.templates.name}" if self.templates else self.name
 
     @property
     def max_atoms(self) -> int:
@@ -138,6 +132,7 @@ class Solver(NamedTuple):
             "formula": formula, "num_candidates": num_candidates, "seed": seed, "refine": refine,
             "z": z, "lattice": None if known_cell is None else known_cell.tolist(),
             "space_group": group, "formula_units_tried": list(units), "weights": self.name,
+            "templates": None if self.templates is None else self.templates.name,
             "wavelength": float(pattern.wavelength),
             "kalpha2_removed": "stripped" in pattern.meta,
         }  # fmt: skip
@@ -226,7 +221,7 @@ class Solver(NamedTuple):
         anneal: bool = True,
     ) -> Found:
         """Find cells for the peaks and candidates in them, see `solve.search`."""
-        propose = partial(self.propose, peaks)
+        propose = partial(self.propose, peaks, float(pattern.wavelength))
         return search(
             key, propose, compositions, pattern, peaks, num_candidates, known_cell, anneal
         )
@@ -234,16 +229,35 @@ class Solver(NamedTuple):
     def propose(
         self,
         peaks: PeakBatch,
+        wavelength: float,
         key: jax.Array,
         atomic_numbers: np.ndarray,
         num_candidates: int,
         lattices: np.ndarray | None = None,
     ) -> list[Crystal]:
-        """Draw candidates for one pattern (``peaks`` has one row) and one composition.
+        """Return candidates for one pattern (``peaks`` has one row) and one composition.
 
-        With ``lattices`` [num_candidates, 3, 3] each is drawn in its own cell. Those whose cell is
-        none (`plausibility.is_possible`) are left out.
+        Those made of templates come first, see `templates.Templates.propose`; the generator draws
+        the others. With ``lattices`` [num_candidates, 3, 3] candidates are drawn in these cells.
+        Those whose cell is none (`plausibility.is_possible`) are left out.
         """
+        known: list[Crystal] = []
+        if self.templates is not None:
+            most = round(TEMPLATE_SHARE * num_candidates)
+            known = self.templates.propose(atomic_numbers, peaks, wavelength, most, lattices)
+        left = num_candidates - len(known)
+        cells = None if lattices is None else np.resize(lattices, (left, 3, 3))
+        return known + self.draw(peaks, key, atomic_numbers, left, cells)
+
+    def draw(
+        self,
+        peaks: PeakBatch,
+        key: jax.Array,
+        atomic_numbers: np.ndarray,
+        num_candidates: int,
+        lattices: np.ndarray | None = None,
+    ) -> list[Crystal]:
+        """Return what the generator draws, arguments as for `propose`."""
         n = len(atomic_numbers)
         width = int(self._bucket(np.array([n]))[0])
         rows = -(-num_candidates // 20) * 20
@@ -327,49 +341,18 @@ class Solver(NamedTuple):
         return np.array(self.sizes)[np.searchsorted(self.sizes, num_atoms)]
 
 
-class Features(NamedTuple):
-    """The ranker's view of candidates."""
-
-    matrix: np.ndarray  # [n, num_features]
-    group: np.ndarray  # [n] int, equal for candidates that are the same structure
-
-
-def features_of(fit: Fit, merge: bool = True) -> Features:
-    """Compute what the ranker looks at, see `ranking.feature_matrix`.
-
-    Without ``merge`` every candidate counts as a structure of its own, which saves comparing them.
-    """
-    every = np.arange(len(fit.crystals))
-    group = plausibility.group_equal(fit.crystals, fit.cosine) if merge else every
-    votes = np.array([(group == g).mean() for g in group])
-    crowding = np.array([typical.crowding(c) for c in fit.crystals])
-    volume = np.array([typical.volume_ratio(c.atomic_numbers, c.lattice) for c in fit.crystals])
-    sizes = np.array([len(c.atomic_numbers) for c in fit.crystals])
-    matrix = ranking.feature_matrix(
-        fit.cosine,
-        fit.rwp_net,
-        fit.rwp_cell,
-        fit.similarity,
-        votes,
-        crowding,
-        volume,
-        sizes,
-        fit.num_free,
-        fit.moved,
-    )
-    return Features(matrix, group)
-
-
-def load_solver(name: str = "default") -> Solver:
+def load_solver(name: str = "default", templates: str | None = None) -> Solver:
     """Load bundled weights by name, or a pair of your own from a folder.
 
     Args:
         name: ``"default"``, or a folder with ``cpcp.safetensors``, ``generator.safetensors`` and,
             from ``launch.evaluate --fit_ranker``, ``ranker.json`` (without it the bundled ranker
             is used, whose confidence was calibrated for other weights).
+        templates: sets of known crystals written by ``launch.prepare``, separated by commas, whose
+            structures are tried as well; see `solve.templates`.
 
     Raises:
-        ValueError: no such weights, or files of another kind of model.
+        ValueError: no such weights or sets, or files of another kind of model.
     """
     from xtalnet_jax.pretrained.weights import load_weights, solver_files
 
@@ -394,4 +377,5 @@ def load_solver(name: str = "default") -> Solver:
         tuple(sorted(generator.data.num_atoms_buckets)),
         ranking.load_rankers(ranker_file),
         name,
+        Templates.load(templates) if templates else None,
     )

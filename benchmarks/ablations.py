@@ -76,10 +76,13 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     from xtalnet_jax.pretrained.weights import FILE_NAME
     from xtalnet_jax.solve.report_card import Options, report
     from xtalnet_jax.solve.solver import load_solver
+    from xtalnet_jax.training.checkpoint import latest_step
 
     use_cache()
     root, folder = Path(case["workdir"]), Path(case["workdir"], case["name"])
     run(recipe(case), folder)
+    if latest_step(folder / "checkpoints") != case["steps"]:
+        sys.exit(f"the training in {folder} was interrupted: give the command again to go on")
     if case["name"] == "cpcp":
         return {}
     pair = folder / "solver"

@@ -95,3 +95,11 @@ def test_two_steps_of_everything(tmp_path):
         found = json.loads(json.dumps(ablations.measure(case(tmp_path, name=name))))
         assert found["num_items"] == 2
         assert [row["k"] for row in ablations.rows_of(name, found)] == [1, 3]
+
+
+def test_an_interrupted_training_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("xtalnet_jax.experiment.run", lambda config, workdir: {})
+    case = {"name": "scratch", "workdir": str(tmp_path), "variant": "smoke", "steps": 2}
+    case |= {"data": "textbook", "eval": "textbook", "diffusion_steps": 2}
+    with pytest.raises(SystemExit, match="was interrupted: give the command again"):
+        ablations.measure(case)

@@ -1,8 +1,9 @@
 """What the documentation takes from the code and the measurements while it is built.
 
-Two markers are replaced in the pages: ``<!-- options NAME -->`` by what ``python -m launch.NAME
---help`` says about its flags, ``<!-- results -->`` by tables of every ``results/*/results.json``.
-So no flag and no number is typed by hand.
+Three markers are replaced in the pages: ``<!-- options NAME -->`` by what ``python -m launch.NAME
+--help`` says about its flags, ``<!-- results -->`` by tables of every ``results/*/results.json``,
+``<!-- benchmarks -->`` by the tables ``results/*.md`` and plots of them. So no flag and no number
+is typed by hand.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = re.compile(r"<!-- options (\w+) -->")
 RESULTS = "<!-- results -->"
+BENCHMARKS = "<!-- benchmarks -->"
 
 
 def on_startup(**kwargs: Any) -> None:
@@ -33,6 +35,8 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     markdown = OPTIONS.sub(lambda found: options(found[1]), markdown)
     if RESULTS in markdown:
         markdown = markdown.replace(RESULTS, results(ROOT / "results"))
+    if BENCHMARKS in markdown:
+        markdown = markdown.replace(BENCHMARKS, benchmarks(ROOT / "results"))
     return markdown
 
 
@@ -98,6 +102,19 @@ def question(row: Any) -> tuple[Any, ...]:
     return (s.dataset, s.given, s.tolerance, s.num_candidates, row.num_items)
 
 
+def benchmarks(folder: Path) -> str:
+    """Return the tables ``*.md`` of a folder in the order of their names, each with its plots."""
+    from docs.plots import PLOTS, svg
+
+    parts = []
+    for path in sorted(folder.glob("*.md")):
+        parts.append(lowered(path, 1))
+        if path.stem in PLOTS:
+            rows = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["rows"]
+            parts += [svg(rows, plot) for plot in PLOTS[path.stem]]
+    return "\n\n".join(parts)
+
+
 def pivot(rows: Sequence[Any], name: str) -> str:
     """Return one value of rows of one `question`: a line for each method, a column for each k."""
     rows = [row for row in rows if name in row.values]
@@ -136,8 +153,13 @@ def numbers(path: Path) -> str:
     """Return a nested record that is no table of results: its own markdown, or path and value."""
     written = path.with_suffix(".md")
     if written.is_file():
-        return re.sub(r"^#", "###", written.read_text(encoding="utf-8"), flags=re.M)
+        return lowered(written, 2)
     return table(["quantity", "value"], leaves(json.loads(path.read_text(encoding="utf-8"))), 1)
+
+
+def lowered(path: Path, levels: int) -> str:
+    """Return a page whose headings are so many levels lower."""
+    return re.sub(r"^#", "#" * (levels + 1), path.read_text(encoding="utf-8"), flags=re.M)
 
 
 def leaves(record: Any, prefix: str = "") -> Iterable[list[str]]:

@@ -32,7 +32,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-hooks = load("hooks")
+hooks, plots = load("hooks"), load("plots")
 
 
 def commands(path: Path) -> list[list[str]]:
@@ -126,6 +126,23 @@ def test_results_are_those_of_the_files():
                 for name, value in row.values.items():
                     assert hooks.estimate(name, value) in text
                 assert row.provenance.command in text
+
+
+def test_benchmarks_are_those_of_the_files():
+    text = hooks.benchmarks(ROOT / "results")
+    for path in (ROOT / "results").glob("*.md"):
+        assert path.read_text(encoding="utf-8").splitlines()[-1] in text
+    assert text.count("<svg") == text.count("</svg>") == sum(map(len, plots.PLOTS.values()))
+    assert "<?xml" not in text
+
+
+def test_plots_have_a_line_for_each_kind():
+    rows = [{"n": n, "s": n**2, "kind": kind} for kind in ("a", "b") for n in (1, 2, 4)]
+    drawn = plots.svg(rows, plots.Plot("n", ("s",), "seconds", ("kind",)))
+    assert drawn == plots.svg(rows, plots.Plot("n", ("s",), "seconds", ("kind",)))
+    assert "\n" not in drawn
+    with pytest.raises(KeyError, match="missing"):
+        plots.svg(rows, plots.Plot("n", ("missing",), "seconds"))
 
 
 def test_results_of_any_form(tmp_path):

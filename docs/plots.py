@@ -44,7 +44,9 @@ def svg(rows: Sequence[Mapping[str, Any]], plot: Plot) -> str:
     kinds = list(dict.fromkeys(tuple(row[name] for name in plot.by) for row in rows))
     for kind in kinds:
         own = [row for row in rows if tuple(row[name] for name in plot.by) == kind]
-        facts = ", ".join(f"{n} {v}" for n, v in zip(plot.by, kind) if v is not None)
+        facts = ", ".join(
+            v if isinstance(v, str) else f"{n} {v}" for n, v in zip(plot.by, kind) if v is not None
+        )
         for y in plot.ys:
             label = ", ".join(filter(None, [facts, y if len(plot.ys) > 1 else ""]))
             axes.plot([r[plot.x] for r in own], [r[y] for r in own], marker="o", label=label)

@@ -92,7 +92,8 @@ def background(pattern: Pattern, smoothness: float = 20.0, method: str = "arpls"
         smoothness: width in degrees over which the background may bend; the penalty of the
             Whittaker smoother grows with its fourth power in points.
         method: ``arpls`` (Baek et al., Analyst 140, 250, 2015) or ``asls`` (Eilers and Boelens,
-            2005), which suits patterns without noise.
+            2005), which suits patterns without noise and steps in where the weights that
+            ``arpls`` gives leave nothing to fit.
 
     Raises:
         ValueError: an unknown method, or too few points.
@@ -108,7 +109,11 @@ def background(pattern: Pattern, smoothness: float = 20.0, method: str = "arpls"
     penalty = max((smoothness / step / (2 * np.pi)) ** 4, 10.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a pattern without noise makes arpls stop early
-        fit, _ = getattr(Baseline(pattern.two_theta), method)(pattern.intensity, lam=penalty)
+        baseline = Baseline(pattern.two_theta)
+        try:
+            fit, _ = getattr(baseline, method)(pattern.intensity, lam=penalty)
+        except np.linalg.LinAlgError:
+            fit, _ = baseline.asls(pattern.intensity, lam=penalty)
     return np.asarray(fit)
 
 

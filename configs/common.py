@@ -64,6 +64,7 @@ def base(task: str) -> ConfigDict:
             "train": {
                 "seed": 0,
                 "num_epochs": 100,
+                "num_steps": 0,  # instead of epochs: one of the two is 0
                 "log_every": 50,
                 "eval_every": 2000,
                 "checkpoint_every_steps": 2000,
@@ -80,6 +81,7 @@ def base(task: str) -> ConfigDict:
                     "weight_decay": 0.0,
                     "schedule": "cosine",
                     "warmup_epochs": 0.5,
+                    "warmup_steps": 0,
                 },
             },
         }
@@ -97,6 +99,30 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.model.network.update({"width": 32, "layers": 2, "num_freqs": 8})
     config.train.update(
         {"num_epochs": 2, "log_every": 1, "eval_every": 2, "checkpoint_every_steps": 2}
+    )
+    return config
+
+
+def accelerator(config: ConfigDict, num_steps: int) -> ConfigDict:
+    """Fit a recipe to one accelerator and minutes: large batches, half-precision products.
+
+    The length is in steps: read the rate off the first lines of a run, then say how many steps
+    the time at hand allows (``config.train.num_steps``); the learning rate ends at 0 with them.
+    """
+    config.model.encoder.dtype = config.model.network.dtype = "bfloat16"
+    config.train.update(
+        {
+            "num_epochs": 0,
+            "num_steps": num_steps,
+            "log_every": 100,
+            "eval_every": 0,
+            "checkpoint_every_steps": 0,
+            "checkpoint_format": "npz",
+            "clip": 1.0,
+        }
+    )
+    config.train.optim.update(
+        {"learning_rate": 6e-4, "weight_decay": 0.01, "warmup_epochs": 0.0, "warmup_steps": 400}
     )
     return config
 

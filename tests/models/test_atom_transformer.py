@@ -95,7 +95,7 @@ def test_pair_features_are_those_of_the_documented_pair():
     cell = h[:, 0, :4]
     net = PairEmbedding(8, 3, 2)
     params = stir(net.init(jax.random.key(0), h, x, cell, metric))
-    psi = net.apply(params, h, x, cell, metric)
+    psi, distance = net.apply(params, h, x, cell, metric)
     p = _numpy(params)
     i, j = 2, 0
     step = x[1, j] - x[1, i]
@@ -109,6 +109,7 @@ def test_pair_features_are_those_of_the_documented_pair():
     out = (hidden / (1 + np.exp(-hidden))) @ p["out"]["kernel"] + p["out"]["bias"]
     expected = _norm(out) * p["norm"]["scale"] + p["norm"]["bias"]
     np.testing.assert_allclose(psi[1, i, j], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(distance[1, i, j], nearest_distance(step, metric[1]), rtol=1e-5)
 
 
 def test_attention_is_the_documented_sum():
@@ -117,10 +118,14 @@ def test_attention_is_the_documented_sum():
     rng = np.random.default_rng(0)
     h, psi = rng.standard_normal((1, n, d)), rng.standard_normal((1, n, n, q))
     cell, mask = rng.standard_normal((1, 3)), np.array([[True, True, True, False]])
+    distance = rng.uniform(0, 3, (1, n, n))
     args = [jnp.asarray(a, jnp.float32) for a in (h, psi, cell)]
+    args += [jnp.asarray(mask), jnp.asarray(distance, jnp.float32)]
     layer = AtomLayer(heads, expand=2)
-    params = stir(layer.init(jax.random.key(0), *args, jnp.asarray(mask)))
-    out = layer.apply(params, *args, jnp.asarray(mask))[0]
+    drawn = layer.init(jax.random.key(0), *args)
+    np.testing.assert_allclose(drawn["params"]["slope"], [2.0, 0.1], rtol=1e-6)
+    params = stir(drawn)
+    out = layer.apply(params, *args)[0]
 
     p = _numpy(params)
     affine = lambda name, x: x @ p[name]["kernel"] + p[name]["bias"]  # noqa: E731
@@ -136,7 +141,10 @@ def test_attention_is_the_documented_sum():
     for i in range(n):
         for a in range(heads):
             score = [
-                query[i, a] @ key[j, a] / 2 + look[i, a] @ psi[0, i, j] / 6**0.5 for j in (0, 1, 2)
+                query[i, a] @ key[j, a] / 2
+                + look[i, a] @ psi[0, i, j] / 6**0.5
+                - p["slope"][a] * distance[0, i, j]
+                for j in (0, 1, 2)
             ]
             weight = np.exp(score) / np.exp(score).sum()
             for j in (0, 1, 2):
@@ -295,7 +303,7 @@ def test_generators_take_either_backbone(fusion):
     flow = ccsg.FlowCCSG(encoder=ENCODER, network=network, fusion=fusion)
     params, out = _shapes(flow, jnp.ones((2, 6)), METRIC)
     assert [o.shape for o in out] == [(2, 4, 3), (2, 6)]
-    assert "look_0" in params["params"]["decoder"]
+    assert "look" in params["params"]["decoder"]["blocks"]
     assert flow.bind(params).decoder.cross_attention == 2
     paper = ccsg.CCSG(encoder=ENCODER, network=network, fusion=fusion)
     _, out = _shapes(paper, 3 * jnp.tile(jnp.eye(3)[None], (2, 1, 1)))

@@ -35,6 +35,9 @@ class Resident:
         start = 16 * (step % 4)
         return {"rows": np.arange(start, start + 16, dtype=np.int32)}
 
+    def kinds(self) -> list[dict[str, np.ndarray]]:
+        return [self.batch(0)]
+
     def gather(self, resident, batch):
         return jax.tree.map(lambda x: x[batch["rows"]], resident)
 

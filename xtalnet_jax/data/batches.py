@@ -119,7 +119,7 @@ class BucketedBatches:
     @property
     def num_steps_per_epoch(self) -> int:
         """Batches after which every crystal has been seen exactly once."""
-        return sum(-(-len(m) // b) for m, b in zip(self._members, self._whole_batches()))
+        return sum(-(-len(m) // b) for m, b in zip(self._members, self.whole_batches()))
 
     def indices(self, step: int) -> tuple[int, np.ndarray]:
         """Number of atoms to pad to, and positions in the set ([n_graph] int32, -1 padded)."""
@@ -134,14 +134,15 @@ class BucketedBatches:
         num_nodes, index = self.indices(step)
         return gather(self.packed, index, num_nodes)
 
-    def _whole_batches(self) -> list[int]:
+    def whole_batches(self) -> list[int]:
+        """Crystals of a batch of each bucket, on all devices together."""
         return [size * self._num_devices for size in self.batch_sizes]
 
     def _make_plan(self, epoch: int) -> _Plan:
         rng = np.random.default_rng((self._seed, epoch))
         bucket: list[int] = []
         steps: list[np.ndarray] = []
-        for b, (rows, size) in enumerate(zip(self._members, self._whole_batches())):
+        for b, (rows, size) in enumerate(zip(self._members, self.whole_batches())):
             rows = rng.permutation(rows) if self._shuffle else rows
             padded = np.full(-(-len(rows) // size) * size, PAD, np.int32)
             padded[: len(rows)] = rows
@@ -170,6 +171,12 @@ class ResidentBatches:
         """Row numbers of the crystals of ``step``, under a name that says what to pad to."""
         num_nodes, index = self._batches.indices(step)
         return {f"n{num_nodes}": index}
+
+    def kinds(self) -> list[dict[str, np.ndarray]]:
+        """One batch of empty crystals for every bucket."""
+        cut = self._batches
+        sizes = zip(cut.num_nodes, cut.whole_batches())
+        return [{f"n{num_nodes}": np.full(size, PAD, np.int32)} for num_nodes, size in sizes]
 
     def gather(self, resident: Example, batch: Mapping[str, jax.Array]) -> Example:
         """The batch that `BucketedBatches.batch` would give; runs on the device."""

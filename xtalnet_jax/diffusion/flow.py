@@ -33,12 +33,21 @@ MIN_REMAINING = 0.02
 """Floor of 1 - t where a prediction of the clean end is turned into a velocity."""
 
 
+LATE = 2
+"""Exponent of ``t = 1 - u^LATE``, u uniform, for ``time_sampling="late"``.
+
+What remains of a path at time t is 1 - t of it. In a cell of 15 angstrom the atoms come within a
+bond length of their places, where there is something to learn from neighbours, only near the end:
+here the remaining 0.1 gets a third of the draws instead of a tenth.
+"""
+
+
 class FlowConfig(NamedTuple):
     """Static choices of the flow-matching loss (hashable)."""
 
     coord_weight: float = 10.0  # the coordinate velocity has a variance of at most 1/12
     lattice_weight: float = 1.0
-    time_sampling: str = "uniform"  # or "logit_normal": more weight on the middle of the path
+    time_sampling: str = "uniform"  # "logit_normal": the middle of the path; "late": see `LATE`
     num_sweeps: int = 2  # of `coupling.couple`; 0 pairs noise and data as drawn
     prediction: str = "velocity"  # or "clean": see `velocity_from_clean`
     known_lattice: float = 0.0  # share of the crystals whose lattice is given
@@ -67,7 +76,7 @@ class FlowPoint(NamedTuple):
 def check_config(config: FlowConfig) -> FlowConfig:
     """Return the config unchanged, or raise ValueError naming the field that cannot be used."""
     choices = {
-        "time_sampling": ("uniform", "logit_normal"),
+        "time_sampling": ("uniform", "logit_normal", "late"),
         "prediction": ("velocity", "clean"),
     }
     for name, allowed in choices.items():
@@ -91,6 +100,8 @@ def draw_flow_noise(
     dtype = jnp.result_type(batch.frac_coords)
     if time_sampling == "logit_normal":
         t = jax.nn.sigmoid(noise.per_crystal(key_t, (), jax.random.normal, dtype))
+    elif time_sampling == "late":
+        t = 1 - noise.per_crystal(key_t, (), jax.random.uniform, dtype) ** LATE
     else:
         t = noise.per_crystal(key_t, (), jax.random.uniform, dtype)
     return FlowNoise(

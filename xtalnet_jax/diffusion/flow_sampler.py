@@ -24,6 +24,7 @@ class FlowSampling(NamedTuple):
     coord_speed: float = 0.0  # c of s(t) = 1 + c t, which multiplies the coordinate velocity
     churn: float = 0.0  # before each step, go back by this many steps in time, adding noise
     coord_spread: float = 0.25  # rms component of the training paths, scales the coordinate churn
+    late: float = 1.0  # step k of n ends at t = 1 - (1 - k/n)^late: above 1, short steps at the end
 
 
 class FlowState(NamedTuple):
@@ -31,7 +32,7 @@ class FlowState(NamedTuple):
 
     frac_coords: jax.Array  # [n_graph, n_node, 3] in [0, 1)
     code: jax.Array  # [n_graph, 6] lattice code
-    step: jax.Array  # [] int32, steps taken; time is step / num_steps
+    step: jax.Array  # [] int32, steps taken; for the time see `FlowSampling.late`
 
 
 DEFAULT = FlowSampling()
@@ -47,19 +48,26 @@ def check_sampling(options: FlowSampling) -> FlowSampling:
         raise ValueError(
             f"churn is {options.churn} and coord_spread {options.coord_spread}, expected 0 or more"
         )
+    if options.late < 1:
+        raise ValueError(f"late is {options.late}, expected at least 1")
     return options
 
 
+def _time(step: jax.Array, options: FlowSampling) -> jax.Array:
+    """Time after ``step`` (a float) of the steps."""
+    return 1 - jnp.maximum(1 - step / options.num_steps, 0.0) ** options.late
+
+
 def _go_back(
-    keys: jax.Array, x: jax.Array, code: jax.Array, t: jax.Array, options: FlowSampling
+    keys: jax.Array, x: jax.Array, code: jax.Array, step: jax.Array, options: FlowSampling
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the state at the earlier time ``t - churn / num_steps``, with fresh noise.
+    """Return the state as it was ``churn`` steps before, with fresh noise.
 
     For the lattice code this is exact: from the marginal of ``t y1 + (1 - t) y0`` to the one of the
     earlier time. On the torus the displacement still ahead is treated as normal with the given
     spread, which is an approximation.
     """
-    earlier = jnp.maximum(t - options.churn / options.num_steps, 0.0)
+    t, earlier = (_time(jnp.maximum(step - back, 0.0), options) for back in (0, options.churn))
     scale = jnp.where(t > 0, earlier / jnp.where(t > 0, t, 1.0), 1.0)
     code_std = jnp.sqrt(jnp.maximum((1 - earlier) ** 2 - (scale * (1 - t)) ** 2, 0.0))
     coord_std = options.coord_spread * jnp.sqrt(jnp.maximum((1 - earlier) ** 2 - (1 - t) ** 2, 0.0))
@@ -98,10 +106,10 @@ def flow_sampler(
 
     def step(keys: jax.Array, state: FlowState) -> tuple[FlowState, tuple[jax.Array, jax.Array]]:
         x, code, index = state
-        t = index.astype(x.dtype) / options.num_steps
-        end = (index + 1).astype(x.dtype) / options.num_steps
+        begin = index.astype(x.dtype)
+        t, end = _time(begin, options), _time(begin + 1, options)
         if options.churn:
-            x, code, t = _go_back(noise.fold_in(keys, index + 1), x, code, t, options)
+            x, code, t = _go_back(noise.fold_in(keys, index + 1), x, code, begin, options)
         first = velocity(x, code, t)
 
         def mean_velocity() -> tuple[jax.Array, jax.Array]:

@@ -6,12 +6,16 @@ each pair once, and layers only attend to it, n d^2 + n^2 d. A softmax of scalar
 an atom should move, so ``psi_ij`` is appended both to the key and to the value of atom j as atom i
 sees it, in the manner of invariant point attention:
 
-    score_ij = q_i . k_j + p_i . psi_ij,    out_i = W [sum_j a_ij v_j, sum_j a_ij psi_ij]
+    score_ij = q_i . k_j + p_i . psi_ij - s d_ij,    out_i = W [sum_j a_ij v_j, sum_j a_ij psi_ij]
 
-(per head, scales left out). The sines in ``psi`` change sign with the displacement, which is what
-makes the result a direction. Sources: Vaswani et al. 2017; AlphaFold 2 (doi
-10.1038/s41586-021-03819-2), supplement, algorithm 22; Shaw et al. 2018 (arXiv 1803.02155) for
-relative keys and values; DiT (arXiv 2212.09748) for the zero-initialised modulation.
+(per head, scales left out). The slope s of the distance d_ij differs from head to head and is
+trained from values (`SLOPES`) at which some heads see the nearest neighbours only: in a cell of a
+hundred atoms a head that begins with the mean over all of them finds its neighbours very slowly.
+The sines in ``psi`` change sign with the displacement: that is what makes the result a direction.
+
+Sources: Vaswani et al. 2017; AlphaFold 2 (doi 10.1038/s41586-021-03819-2), supplement, algorithm
+22; Shaw et al. 2018 (arXiv 1803.02155) for relative keys and values; Press et al. 2022 (arXiv
+2108.12409) for slopes; DiT (arXiv 2212.09748) for the zero-initialised modulation.
 """
 
 from __future__ import annotations
@@ -28,6 +32,9 @@ from xtalnet_jax.models import transformer
 from xtalnet_jax.models.embeddings import fan_in_uniform
 from xtalnet_jax.models.pairs import pair_features, separation
 from xtalnet_jax.models.transformer import CrossAttention, attend, layer_norm
+
+SLOPES = (2.0, 0.1)
+"""Of the first and the last head before training, in logits per angstrom; geometric between."""
 
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -61,10 +68,15 @@ class PairEmbedding(nn.Module):
         self,
         h: Float[Array, "n_graph n_node d"],
         frac_coords: Float[Array, "n_graph n_node 3"],
-        cell: Float[Array, "n_graph c"],
+        cell: Float[Array, "n_graph k"],
         metric: Float[Array, "n_graph 3 3"] | None,
-    ) -> Float[Array, "n_graph n_node n_node p"]:
-        """Return normalised features of all ordered pairs (i, j), an atom with itself included."""
+    ) -> tuple[
+        Float[Array, "n_graph n_node n_node p"], Float[Array, "n_graph n_node n_node"] | None
+    ]:
+        """Return normalised features and distances (angstrom; None without metric).
+
+        Of all ordered pairs (i, j), an atom with itself included.
+        """
         difference = frac_coords[:, None] - frac_coords[:, :, None]
         if metric is not None:
             metric = jnp.broadcast_to(metric[:, None, None], (*difference.shape, 3))
@@ -75,7 +87,8 @@ class PairEmbedding(nn.Module):
         by_cell = nn.Dense(self.width, kernel_init=fan_in_uniform(), name="cell")(cell)
         hidden = _dense(self.width, "features", self.dtype)(jnp.concatenate(features, -1))
         hidden = hidden + receiver[:, :, None] + sender[:, None] + by_cell[:, None, None]
-        return layer_norm("norm")(_dense(self.width, "out", self.dtype)(jax.nn.silu(hidden)))
+        hidden = _dense(self.width, "out", self.dtype)(jax.nn.silu(hidden))
+        return layer_norm("norm")(hidden), apart.distance
 
 
 class AtomLayer(nn.Module):
@@ -93,8 +106,9 @@ class AtomLayer(nn.Module):
         self,
         h: Float[Array, "n_graph n_node d"],
         pairs: Float[Array, "n_graph n_node n_node p"],
-        cell: Float[Array, "n_graph c"],
+        cell: Float[Array, "n_graph k"],
         mask: Bool[Array, "n_graph n_node"],
+        distance: Float[Array, "n_graph n_node n_node"] | None = None,
     ) -> Float[Array, "n_graph n_node d"]:
         """Update the atoms; padded ones are not looked at."""
         n_graph, n_node, width = h.shape
@@ -114,6 +128,9 @@ class AtomLayer(nn.Module):
         pair_query = per_head(_dense(self.heads * num_pair, "pair_query", self.dtype)(x), 1)
         pair_query = pair_query * jnp.asarray(1 / np.sqrt(num_pair), pair_query.dtype)
         bias = jnp.einsum("gihp,gijp->ghij", pair_query, pairs)
+        if distance is not None:
+            slope = self.param("slope", lambda _: jnp.geomspace(*SLOPES, self.heads))
+            bias = bias - slope[None, :, None, None] * distance[:, None]
         weight, value = attend(query, key, value, mask, bias)
         mixed = jnp.einsum("ghij,gjhd->gihd", weight, value)
         seen = jnp.einsum("ghij,gijp->gihp", weight, pairs)
@@ -126,8 +143,40 @@ class AtomLayer(nn.Module):
         return h + y.astype(h.dtype)
 
 
+class Block(nn.Module):
+    """``num`` x `AtomLayer`, then one look at the pattern tokens, if there are any."""
+
+    num: int
+    heads: int
+    expand: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        h: Float[Array, "n_graph n_node d"],
+        pairs: Float[Array, "n_graph n_node n_node p"],
+        cell: Float[Array, "n_graph k"],
+        mask: Bool[Array, "n_graph n_node"],
+        distance: Float[Array, "n_graph n_node n_node"] | None,
+        tokens: Float[Array, "n_graph n_token c"] | None,
+        token_mask: Bool[Array, "n_graph n_token"] | None,
+    ) -> tuple[Float[Array, "n_graph n_node d"], None]:
+        """Return ``(h, None)``, as `flax.linen.scan` wants it."""
+        for i in range(self.num):
+            h = AtomLayer(self.heads, self.expand, self.dtype, name=f"layer_{i}")(
+                h, pairs, cell, mask, distance
+            )
+        if tokens is not None and token_mask is not None:
+            h = CrossAttention(self.heads, self.dtype, name="look")(h, tokens, token_mask)
+        return h, None
+
+
 class AtomTransformer(nn.Module):
     """``layers`` x `AtomLayer` and a final LayerNorm; heads belong to the models that use it.
+
+    The layers are the turns of one loop over equal blocks (`Block`), their parameters stacked: a
+    program that is traced and compiled once for all of them, whatever their number.
 
     Symmetries as for `xtalnet_jax.models.cspnet.CSPNet`: invariant to lattice rotation if the
     lattice features are, to periodic translation of all atoms, and equivariant to their order.
@@ -141,9 +190,10 @@ class AtomTransformer(nn.Module):
         num_freqs: Frequencies k = 0 .. num_freqs - 1 in each of three directions.
         num_radial: Radial functions of the nearest distance of each pair; 0 goes without metric.
         cross_attention: Every so many layers the atoms attend to the pattern tokens; 0 = never.
+            ``layers`` is a multiple of it.
         dtype: Type of the large products ("bfloat16" on accelerators); coordinates, phases,
             lattice numbers, norms and the residual stream keep the type of the input.
-        remat: Recompute each layer in the backward pass instead of storing what is inside.
+        remat: Recompute each block in the backward pass instead of storing what is inside.
     """
 
     width: int = 512
@@ -163,12 +213,21 @@ class AtomTransformer(nn.Module):
             raise ValueError(
                 f"width is {self.width} and heads is {self.heads}; the width must be a multiple"
             )
-        layer = nn.remat(AtomLayer) if self.remat else AtomLayer
+        per_block = self.cross_attention or 1
+        if self.layers % per_block:
+            raise ValueError(
+                f"layers is {self.layers} and cross_attention is {per_block}; the atoms look at "
+                "the pattern after every so many layers, so layers must be a multiple of it"
+            )
         self.cell = CellEmbedding(self.pair_width)
         self.pairs = PairEmbedding(self.pair_width, self.num_freqs, self.num_radial, self.dtype)
-        self.layer = [layer(self.heads, self.expand, self.dtype) for _ in range(self.layers)]
-        looks = self.layers // self.cross_attention if self.cross_attention else 0
-        self.look = [CrossAttention(self.heads, self.dtype) for _ in range(looks)]
+        self.blocks = nn.scan(
+            nn.remat(Block, prevent_cse=False) if self.remat else Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.layers // per_block,
+        )(per_block, self.heads, self.expand, self.dtype)
         self.final_norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
 
     def __call__(
@@ -187,16 +246,13 @@ class AtomTransformer(nn.Module):
         ``metric`` (L L^T) is needed when ``num_radial`` > 0, ``tokens`` and their mask when
         ``cross_attention`` > 0.
         """
-        if self.look and (tokens is None or token_mask is None):
+        if not self.cross_attention:
+            tokens = token_mask = None
+        elif tokens is None or token_mask is None:
             raise ValueError(
                 "cross_attention > 0 needs the tokens of each pattern (tokens=..., token_mask=...)"
             )
         cell = self.cell(lattice_features)
-        pairs = self.pairs(h, frac_coords, cell, metric)
-        for i, layer in enumerate(self.layer):
-            h = layer(h, pairs, cell, node_mask)
-            if self.look and (i + 1) % self.cross_attention == 0:
-                assert tokens is not None
-                assert token_mask is not None
-                h = self.look[(i + 1) // self.cross_attention - 1](h, tokens, token_mask)
+        pairs, distance = self.pairs(h, frac_coords, cell, metric)
+        h, _ = self.blocks(h, pairs, cell, node_mask, distance, tokens, token_mask)
         return jnp.where(node_mask[..., None], self.final_norm(h), 0.0)

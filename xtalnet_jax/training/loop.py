@@ -29,7 +29,7 @@ from xtalnet_jax.training.progress import Clock, Interrupt, Progress
 from xtalnet_jax.training.reporter import Reporter
 from xtalnet_jax.training.state import TrainState, averaged_params, init_state
 from xtalnet_jax.training.steps import TrainStep, make_train_step, scan_steps
-from xtalnet_jax.training.task import BatchSource, Task
+from xtalnet_jax.training.task import BatchSource, ResidentSource, Task
 from xtalnet_jax.types import Params, PyTree
 
 __all__ = ["train"]
@@ -118,10 +118,16 @@ def train(
         depth=cfg.prefetch,
         count_fn=count_fn,
     )
-    run_one = parallel.compile(step_fn, donate=(0,))
     run_many = parallel.compile(scan_steps(step_fn), donate=(0,))
     resident = parallel.replicate(resident_of(source)[0])
     state = parallel.replicate(state)
+    kinds = source.kinds() if isinstance(source, ResidentSource) else []
+    if kinds:
+        progress.say(f"compiling for {len(kinds)} sizes of batches")
+    arguments = [(state, resident, parallel.shard([kind])) for kind in kinds]
+    run_one = parallel.compile_ahead(step_fn, arguments, donate=(0,))
+    if kinds:
+        progress.say(f"compiled after {clock.elapsed:.0f} s")
     step = start
     try:
         with Interrupt() as interrupt:

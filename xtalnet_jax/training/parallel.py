@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +43,20 @@ class Parallel(NamedTuple):
         if self.axis_name is None:
             return jax.jit(fn, donate_argnums=donate)
         return jax.pmap(fn, axis_name=self.axis_name, donate_argnums=donate)
+
+    def compile_ahead(
+        self, fn: Callable, kinds: list[tuple], donate: tuple[int, ...] = ()
+    ) -> Callable:
+        """`compile`, done now and side by side for all ``kinds`` of arguments that will come.
+
+        Tracing is Python and goes one after the other, the compiler runs in a thread for each.
+        Arguments of other shapes are compiled when they come.
+        """
+        lazy = self.compile(fn, donate)
+        with ThreadPoolExecutor(max(len(kinds), 1)) as pool:
+            waiting = {_kind(args): pool.submit(lazy.lower(*args).compile) for args in kinds}
+            ready = {kind: future.result() for kind, future in waiting.items()}
+        return lambda *args: ready.get(_kind(args), lazy)(*args)
 
     def replicate(self, tree: PyTree) -> PyTree:
         """The same host tree on every device."""
@@ -108,6 +123,12 @@ class Parallel(NamedTuple):
                 f"the processes disagree on {what}: {values.tolist()}; "
                 "do they share one file system and one config?"
             )
+
+
+def _kind(args: tuple) -> tuple:
+    """What a compiled program depends on: the structure, shapes and types of its arguments."""
+    leaves, treedef = jax.tree.flatten(args)
+    return treedef, tuple((np.shape(x), str(x.dtype)) for x in leaves)
 
 
 def make_parallel(kind: str = "auto") -> Parallel:

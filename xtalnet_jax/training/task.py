@@ -56,6 +56,10 @@ class ResidentSource(BatchSource, Protocol):
 
     resident: PyTree
 
+    def kinds(self) -> list[PyTree]:
+        """One batch of every structure and shape there will be, to compile for all at once."""
+        ...
+
     def gather(self, resident: PyTree, batch: PyTree) -> Any:
         """The rows of ``resident`` that ``batch`` names (traced)."""
         ...

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import gc
 import io
+import itertools
 import json
 import math
 import re
@@ -47,8 +48,7 @@ class Recipe(NamedTuple):
 
     config: Any
     step: Any  # jitted training step
-    state: Any  # shapes of its first state
-    initial: Future  # the compiled program that makes the state
+    state: Any  # the first one, on the host
 
 
 class Prepared(NamedTuple):
@@ -77,7 +77,8 @@ def matmul_flop(jaxpr: Jaxpr | ClosedJaxpr) -> float:
         turns = params["length"] if name == "scan" else 1
         total += turns * (max(inner, default=0.0) if name == "cond" else sum(inner))
         if name == "dot_general":
-            shape, result = (v.aval.shape for v in (eqn.invars[0], eqn.outvars[0]))
+            avals: Any = (eqn.invars[0].aval, eqn.outvars[0].aval)
+            shape, result = (aval.shape for aval in avals)
             (axes, _), _ = params["dimension_numbers"]
             total += 2.0 * math.prod(result) * math.prod(shape[k] for k in axes)
     return total
@@ -124,17 +125,11 @@ def config_of(name: str, overrides: dict[str, Any], sets: Mapping[str, PackedSet
     return with_statistics(config, *map(np.concatenate, known))
 
 
-def make_recipe(config: Any, packed: PackedSet, pool: Executor) -> Recipe:
-    """Trace the first state of a recipe and have its program compiled; no array is made."""
-    one, made = batch_of(packed.select(np.arange(1))), []
-
-    def initial() -> Any:
-        step, state = training.make_step(config, one)
-        made.append(step)
-        return state
-
-    traced = jax.jit(initial).trace()
-    return Recipe(config, made[0], traced.out_info, pool.submit(traced.lower().compile))
+def make_recipe(name: str, overrides: dict[str, Any], sets: Mapping[str, PackedSet]) -> Recipe:
+    """Make the first state of a recipe, from the first crystal."""
+    config, packed = config_of(name, overrides, sets), next(iter(sets.values()))
+    step, state = training.make_step(config, batch_of(packed.select(np.arange(1))))
+    return Recipe(config, step, jax.device_get(state))
 
 
 def peak_case(size: int) -> Prepared:
@@ -157,7 +152,8 @@ def training_case(recipe: Recipe, packed: PackedSet) -> Prepared:
     traced = recipe.step.trace(recipe.state, (), batch)
 
     def start(program: Any) -> Callable[[], Any]:
-        state, on_device = recipe.initial.result()(), jax.device_put(batch)
+        state = jax.device_put(recipe.state, may_alias=False)  # it will be donated
+        on_device = jax.device_put(batch)
 
         def advance() -> Any:
             nonlocal state
@@ -184,8 +180,7 @@ def sampling_case(recipe: Recipe, packed: PackedSet) -> Prepared:
     traced = jax.jit(draw).trace(recipe.state.params, *given)
 
     def start(program: Any) -> Callable[[], Any]:
-        params = recipe.initial.result()().params
-        return functools.partial(program, params, *jax.device_put(given))
+        return functools.partial(program, *jax.device_put((recipe.state.params, *given)))
 
     return _prepared(recipe, packed, traced, start)
 
@@ -220,22 +215,28 @@ def make_cases(args: Any, pool: Executor) -> Cases:
     sets = {size: inputs(args.inputs, size, args.copies) for size in args.size}
     overrides, ours = json.loads(args.set), f"flow {args.variant}"
 
-    @functools.cache
-    def recipe(name: str) -> Recipe:
-        return make_recipe(config_of(name, overrides, sets), next(iter(sets.values())), pool)
+    recipes: dict[str, Future] = {}
 
-    cases: Cases = {"peak": lambda: peak_case(args.peak_size)}
+    def later(make: Any, name: str, packed: PackedSet) -> Callable[[], Prepared]:
+        if name not in recipes:
+            recipes[name] = pool.submit(make_recipe, name, overrides, sets)
+        return lambda: make(recipes[name].result(), packed)
+
+    cases: Cases = {}
+    if re.search(args.cases, "peak"):
+        cases["peak"] = functools.partial(peak_case, args.peak_size)
     kinds = {"training": training_case, "sampling": sampling_case}
     wanted = ("training ccsg", "training cpcp", f"training {ours}", "sampling flow cspnet")
-    for kind, _, name in (case.partition(" ") for case in (*wanted, f"sampling {ours}")):
-        for size, packed in sets.items():
-            cases[f"{kind} {name} {size}"] = lambda k=kind, n=name, p=packed: kinds[k](recipe(n), p)
-    for name in simulation.CASES:
-        packed = sets.get(name.split(",")[0])
-        for made in ("lines", "lines and profile") if packed else ():
-            prepare = functools.partial(simulation_case, packed, name, made != "lines")
-            cases[f"simulation {made} {name}"] = prepare
-    return {name: case for name, case in cases.items() if re.search(args.cases, name)}
+    for name, (size, packed) in itertools.product((*wanted, f"sampling {ours}"), sets.items()):
+        if re.search(args.cases, f"{name} {size}"):
+            kind, _, recipe = name.partition(" ")
+            cases[f"{name} {size}"] = later(kinds[kind], recipe, packed)
+    for made, name in itertools.product(("lines", "lines and profile"), simulation.CASES):
+        size, case = name.split(",")[0], f"simulation {made} {name}"
+        if size in sets and re.search(args.cases, case):
+            more = made != "lines"
+            cases[case] = functools.partial(simulation_case, sets[size], name, more)
+    return cases
 
 
 def measure(cases: Cases, pool: Executor, repeats: int) -> Iterator[dict[str, Any]]:

@@ -55,9 +55,9 @@ def make_step(config: Any, example: Any) -> tuple[Any, Any]:
     task, train = task_from_config(config), complete_config(config.train)
     key = jax.random.key(0)
     frozen = frozen_mask(jax.eval_shape(task.init, key, example), train.freeze)
-    tx = make_optimizer(train, make_schedule(train.optim, 10_000, 10), frozen)
-    state = jax.jit(lambda: init_state(task.init(key, example), tx, ema=False))()
-    return jax.jit(make_train_step(task, tx, frozen), donate_argnums=0), state
+    tx, schedule = make_optimizer(train, frozen), make_schedule(train.optim, 10_000, 10)
+    state = jax.jit(lambda: init_state(task.init(key, example), tx, False, 10_000))()
+    return jax.jit(make_train_step(task, tx, schedule, frozen), donate_argnums=0), state
 
 
 def cut(packed: PackedSet, edges: tuple[int, ...]) -> list[Any]:

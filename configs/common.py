@@ -64,7 +64,8 @@ def base(task: str) -> ConfigDict:
             "train": {
                 "seed": 0,
                 "num_epochs": 100,
-                "num_steps": 0,  # instead of epochs: one of the two is 0
+                "num_steps": 0,  # or so many steps,
+                "num_seconds": 0.0,  # or so long by the clock: all but one are 0
                 "log_every": 50,
                 "eval_every": 2000,
                 "checkpoint_every_steps": 2000,
@@ -103,17 +104,13 @@ def smoke(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def accelerator(config: ConfigDict, num_steps: int) -> ConfigDict:
-    """Fit a recipe to one accelerator and minutes: large batches, half-precision products.
-
-    The length is in steps: read the rate off the first lines of a run, then say how many steps
-    the time at hand allows (``config.train.num_steps``); the learning rate ends at 0 with them.
-    """
+def accelerator(config: ConfigDict, num_seconds: float) -> ConfigDict:
+    """Fit a recipe to one accelerator and minutes: half-precision products, length by the clock."""
     config.model.encoder.dtype = config.model.network.dtype = "bfloat16"
     config.train.update(
         {
             "num_epochs": 0,
-            "num_steps": num_steps,
+            "num_seconds": num_seconds,
             "log_every": 100,
             "eval_every": 0,
             "checkpoint_every_steps": 0,

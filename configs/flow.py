@@ -76,7 +76,7 @@ def get_config(arg: str = ""):
         config.data.update(
             {"num_atoms_buckets": (8, 14, 20, 32), "budget_pairs": 200000, "max_batch": 1024}
         )
-        common.accelerator(config, num_steps=8000)
+        common.accelerator(config, num_seconds=300.0)
     if asked & {"cpu", "smoke"}:
         config.model.encoder.update(common.CPU_ENCODER)
         cspnet = {"width": 128, "num_freqs": 32}

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -243,3 +244,18 @@ def test_each_shape_compiles_once(tmp_path):
     task = toy.plain._replace(loss=loss)
     train(task, toy.Source(ragged=True), toy.config(), tmp_path, stream=None)
     assert sorted(traces) == [(16, 8), (32, 8)]
+
+
+def test_a_run_by_the_clock_ends_in_time_with_a_learning_rate_of_nothing(tmp_path):
+    """On data that live on the device, whose one shape is compiled before the first step."""
+    config = toy.config(num_steps=0, num_seconds=2.0, log_every=20)
+    begin = time.monotonic()
+    state = train(toy.plain, toy.Resident(), config, tmp_path, stream=None)
+    assert 1.5 < time.monotonic() - begin < 10.0
+    assert int(state.step) == int(state.num_steps)
+    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["split"] == "train"]
+    rates = [r["learning_rate"] for r in records]
+    np.testing.assert_allclose(rates[0], 1e-2, rtol=1e-4)  # the pace is not known yet
+    assert rates[-1] < 1e-3
+    assert np.mean(np.diff(rates) <= 1e-4) > 0.9
+    assert records[-1]["loss"] < 0.5 * records[0]["loss"]

@@ -11,9 +11,10 @@ __all__ = ["complete_config", "default_config", "total_steps"]
 
 _DEFAULTS: dict[str, Any] = {
     "seed": 0,
-    # Length: exactly one of the two is positive.
+    # Length: exactly one of the three is positive.
     "num_epochs": 0,
     "num_steps": 0,
+    "num_seconds": 0.0,  # of the clock from the start of this call: the pace says how many steps
     # What happens when, in steps (0: never). The last step is always logged and checkpointed.
     "log_every": 50,
     "eval_every": 0,
@@ -75,7 +76,7 @@ def complete_config(config: Mapping[str, Any] | ConfigDict) -> ConfigDict:
 
 
 def total_steps(config: ConfigDict, steps_per_epoch: int) -> int:
-    """Number of steps of the run."""
+    """Number of steps of the run; 0 where the clock decides."""
     return config.num_steps or config.num_epochs * steps_per_epoch
 
 
@@ -116,10 +117,11 @@ def _check(config: ConfigDict) -> None:
 
     for name in ("log_every", "accumulate", "steps_per_dispatch", "prefetch", "checkpoint_keep"):
         positive(name)
-    if (config.num_epochs > 0) == (config.num_steps > 0):
+    lengths = (config.num_epochs, config.num_steps, config.num_seconds)
+    if sum(length > 0 for length in lengths) != 1:
         raise ValueError(
-            "give exactly one of num_epochs and num_steps, got "
-            f"{config.num_epochs} and {config.num_steps}"
+            "give exactly one of num_epochs, num_steps and num_seconds, got "
+            f"{lengths[0]}, {lengths[1]} and {lengths[2]}"
         )
     if config.optim.warmup_epochs > 0 and config.optim.warmup_steps > 0:
         raise ValueError("give only one of optim.warmup_epochs and optim.warmup_steps")

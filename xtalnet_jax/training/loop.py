@@ -1,7 +1,8 @@
 """The imperative shell: files, clocks, signals and the loop over steps.
 
 A run is determined by its config, source and seed. Killing it at any moment and starting it again
-with the same working directory leads, on the same machine, to bit-identical parameters.
+with the same working directory leads, on the same machine, to bit-identical parameters; not so a
+run of ``num_seconds``, whose learning rate follows the clock.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from xtalnet_jax.training import checkpoint
 from xtalnet_jax.training.batches import CountFn, leading_rows, read_chunks, resident_of
 from xtalnet_jax.training.config import complete_config, total_steps
 from xtalnet_jax.training.evaluate import make_evaluator
+from xtalnet_jax.training.length import Length
 from xtalnet_jax.training.metrics_log import MetricsLog
 from xtalnet_jax.training.optim import frozen_mask, make_optimizer, make_schedule
 from xtalnet_jax.training.parallel import Parallel, make_parallel
@@ -85,21 +88,24 @@ def train(
     per_epoch = source.num_steps_per_epoch
     if per_epoch < 1:
         raise ValueError("the training source has no batches; use more data or smaller batches")
-    num_steps = total_steps(cfg, per_epoch)
-    schedule = make_schedule(cfg.optim, num_steps, per_epoch)
+    schedule = make_schedule(cfg.optim, total_steps(cfg, per_epoch), per_epoch)
     step_fn, fresh, shapes = _functions(task, source, cfg, schedule, parallel, initialize)
 
     restored = checkpoint.restore(root, shapes)
     state, meta = restored if restored is not None else (fresh(), None)
     start = int(state.step)
     parallel.require_same(start, "the step to resume from")
+    if cfg.num_seconds and parallel.num_processes > 1:
+        raise ValueError("num_seconds is for one process: the clocks of several differ")
+    length = Length(cfg, per_epoch, start, clock)
+    state = state._replace(num_steps=np.int32(length.num_steps))
 
-    progress = Progress(stream if parallel.is_main else None, task.name, num_steps)
+    progress = Progress(stream if parallel.is_main else None, task.name, length.num_steps)
     about = _about(task, cfg, record)
     if meta is not None:
         _compare(about, meta, root, progress)
         progress.say(f"resumed {task.name} from step {start}")
-    if start >= num_steps:
+    if start >= length.num_steps:
         return state
     log = MetricsLog(Path(workdir), start, cfg.tensorboard) if parallel.is_main else None
     if parallel.is_main:
@@ -113,7 +119,7 @@ def train(
         source,
         parallel,
         start,
-        num_steps,
+        length.num_steps,
         group=cfg.steps_per_dispatch,
         depth=cfg.prefetch,
         count_fn=count_fn,
@@ -132,8 +138,8 @@ def train(
     try:
         with Interrupt() as interrupt:
             for chunk in chunks:
-                for first, length, batch in chunk.parts:
-                    advance = run_many if length > 1 else run_one
+                for first, number, batch in chunk.parts:
+                    advance = run_many if number > 1 else run_one
                     state, metrics = advance(state, resident, batch)
                     reporter.flush()  # the interval before, now that the devices have work again
                     reporter.push(first, metrics)
@@ -141,12 +147,18 @@ def train(
                     reporter.begin(chunk.stop)
                 else:
                     reporter.count(chunk.rows)
-                step, last = chunk.stop, chunk.stop == num_steps
+                step = chunk.stop
+                if step % cfg.log_every == 0 and length.observe(step):
+                    progress.num_steps = length.num_steps
+                    state = state._replace(num_steps=parallel.replicate(np.int32(length.num_steps)))
+                last = step >= length.num_steps
                 if last or step % cfg.log_every == 0:
                     reporter.schedule(step)
                 over = stop_after_seconds is not None and clock.elapsed >= stop_after_seconds
                 stop = run.boundary(state, step, last, interrupt.signal is not None or over)
-                if stop and not last:
+                if last:
+                    break
+                if stop:
                     why = interrupt.signal or ("the time limit" if over else "another process")
                     progress.say(f"stopped by {why} after step {step}; checkpoint written")
                     break
@@ -252,7 +264,7 @@ def _functions(
     arguments = (jax.random.key(cfg.seed), resident, example)
     shapes = jax.eval_shape(init, *arguments)
     frozen = frozen_mask(shapes, cfg.freeze)
-    tx = make_optimizer(cfg, schedule, frozen)
+    tx = make_optimizer(cfg, frozen)
     first_state = functools.partial(init_state, tx=tx, ema=cfg.ema_decay > 0)
 
     def fresh() -> TrainState:
@@ -267,11 +279,11 @@ def _functions(
     step = make_train_step(
         task,
         tx,
+        schedule,
         frozen,
         seed=cfg.seed,
         ema_decay=cfg.ema_decay,
         accumulate=cfg.accumulate,
-        schedule=schedule,
         gather=gather,
         axis_name=parallel.axis_name,
     )

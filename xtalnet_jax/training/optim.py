@@ -14,10 +14,12 @@ from xtalnet_jax.types import Params, PyTree
 
 __all__ = ["cosine_schedule", "frozen_mask", "make_optimizer", "make_schedule", "reference_factor"]
 
-Schedule = Callable[[Any], jax.Array]
+Schedule = Callable[[Any, Any], jax.Array]
+"""Learning rate of ``(steps done, steps of the run)``. The length is an argument, so that a program
+serves runs of every length, and one whose length follows from the clock (`num_seconds`)."""
 
 
-def reference_factor(epoch: Any, num_epochs: float | int, warmup_epochs: float | int) -> jax.Array:
+def reference_factor(epoch: Any, num_epochs: Any, warmup_epochs: float | int) -> jax.Array:
     """The reference's factor of the learning rate, constant during an epoch (counted from 0).
 
     ``(1 + cos(pi epoch / num_epochs)) / 2``, times ``(epoch + 1) / (warmup_epochs + 1)`` while that
@@ -28,15 +30,16 @@ def reference_factor(epoch: Any, num_epochs: float | int, warmup_epochs: float |
     return 0.5 * (1 + jnp.cos(jnp.pi * epoch / num_epochs)) * ramp
 
 
-def cosine_schedule(num_steps: int, warmup_steps: int, final_factor: float | int = 0.0) -> Schedule:
+def cosine_schedule(warmup_steps: int, final_factor: float | int = 0.0) -> Schedule:
     """Linear warm-up to 1, then half a cosine to ``final_factor`` at ``num_steps``, and constant.
 
     The first step has factor ``1 / (warmup_steps + 1)``, not 0, which would be a step wasted.
     """
 
-    def factor(step: Any) -> jax.Array:
+    def factor(step: Any, num_steps: Any) -> jax.Array:
         ramp = (step + 1) / (warmup_steps + 1)
-        progress = jnp.clip((step - warmup_steps) / max(num_steps - warmup_steps, 1), 0.0, 1.0)
+        length = jnp.maximum(num_steps - warmup_steps, 1)
+        progress = jnp.clip((step - warmup_steps) / length, 0.0, 1.0)
         cosine = final_factor + (1 - final_factor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
         return jnp.where(step < warmup_steps, ramp, cosine)
 
@@ -44,23 +47,28 @@ def cosine_schedule(num_steps: int, warmup_steps: int, final_factor: float | int
 
 
 def make_schedule(optim: ConfigDict, num_steps: int, steps_per_epoch: int) -> Schedule:
-    """Learning rate as a function of the number of steps done."""
+    """Learning rate as a function of the number of steps done and to do.
+
+    ``num_steps`` is the length known now, against which the warm-up is checked; 0 if unknown.
+    """
     warmup = optim.warmup_steps or round(optim.warmup_epochs * steps_per_epoch)
-    if warmup >= num_steps:
+    if num_steps and warmup >= num_steps:
         raise ValueError(
             f"the warm-up of {warmup} steps is not shorter than the run of {num_steps} steps; "
             "lower optim.warmup_steps or optim.warmup_epochs"
         )
     if optim.schedule == "constant":
-        return lambda step: optim.learning_rate * jnp.minimum((step + 1) / (warmup + 1), 1.0)
+        return lambda step, _: optim.learning_rate * jnp.minimum((step + 1) / (warmup + 1), 1.0)
     if optim.schedule == "reference":
-        epochs = num_steps / steps_per_epoch
         warmup_epochs = warmup / steps_per_epoch
-        return lambda step: (
-            optim.learning_rate * reference_factor(step // steps_per_epoch, epochs, warmup_epochs)
-        )
-    factor = cosine_schedule(num_steps, warmup, optim.final_factor)
-    return lambda step: optim.learning_rate * factor(step)
+
+        def by_epoch(step: Any, num_steps: Any) -> jax.Array:
+            epoch, num_epochs = step // steps_per_epoch, num_steps / steps_per_epoch
+            return optim.learning_rate * reference_factor(epoch, num_epochs, warmup_epochs)
+
+        return by_epoch
+    factor = cosine_schedule(warmup, optim.final_factor)
+    return lambda step, num_steps: optim.learning_rate * factor(step, num_steps)
 
 
 def frozen_mask(params: Params, prefixes: tuple[str, ...]) -> PyTree:
@@ -82,17 +90,16 @@ def frozen_mask(params: Params, prefixes: tuple[str, ...]) -> PyTree:
     )
 
 
-def make_optimizer(
-    config: ConfigDict, schedule: Schedule, frozen: PyTree
-) -> optax.GradientTransformation:
-    """Clip by global norm, Adam or AdamW, learning rate; frozen leaves get no update, no moments.
+def make_optimizer(config: ConfigDict, frozen: PyTree) -> optax.GradientTransformation:
+    """Clip by global norm, Adam or AdamW; frozen leaves get no update, no moments.
+
+    The updates are those of a learning rate of 1; the training step multiplies them with its own.
 
     With ``adam`` the weight decay is added to the clipped gradient (as in the original L2 form),
     with ``adamw`` to the update. The norm that is clipped is that of the trained parameters only.
 
     Args:
         config: a complete training config.
-        schedule: learning rate of a step.
         frozen: tree of bool like the parameters, from :func:`frozen_mask`.
     """
     optim = config.optim
@@ -102,7 +109,7 @@ def make_optimizer(
     tx = optax.chain(
         *([optax.clip_by_global_norm(config.clip)] if config.clip else []),
         *(decay + adam if optim.name == "adam" else adam + decay),
-        optax.scale_by_learning_rate(schedule),
+        optax.scale(-1.0),
     )
     if not any(jax.tree.leaves(frozen)):
         return tx

@@ -43,7 +43,7 @@ class Progress:
     def __init__(self, stream: TextIO | io.TextIOBase | None, name: str, num_steps: int):
         self._stream = stream
         self._name = name
-        self._num_steps = num_steps
+        self.num_steps = num_steps
         self._inplace = stream is not None and stream.isatty()
         self._smooth: float | None = None
         self._width = 0
@@ -51,9 +51,9 @@ class Progress:
     def update(self, step: int, loss: float, rate: float, seconds_per_step: float) -> None:
         """Show step, loss (average over about ten intervals), rows per second and time left."""
         self._smooth = loss if self._smooth is None else 0.9 * self._smooth + 0.1 * loss
-        left = format_seconds((self._num_steps - step) * seconds_per_step)
+        left = format_seconds((self.num_steps - step) * seconds_per_step)
         line = (
-            f"{self._name} {step}/{self._num_steps} {step / self._num_steps:.1%}"
+            f"{self._name} {step}/{self.num_steps} {step / self.num_steps:.1%}"
             f" | loss {self._smooth:.4g} | {rate:.4g} rows/s | {left} left"
         )
         if self._inplace:

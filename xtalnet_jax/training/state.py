@@ -17,15 +17,19 @@ class TrainState(NamedTuple):
     """All that a run needs to go on; random numbers follow from the seed and ``step``."""
 
     step: Any  # int32 scalar, number of steps done
+    num_steps: Any  # int32 scalar, steps of the run, which the learning rate depends on
     params: Params
     ema_params: Params  # running average, or () where it is off
     opt_state: PyTree
 
 
-def init_state(params: Params, tx: optax.GradientTransformation, ema: bool) -> TrainState:
+def init_state(
+    params: Params, tx: optax.GradientTransformation, ema: bool, num_steps: int = 0
+) -> TrainState:
     """The state before the first step; the average starts at the parameters themselves."""
     average = jax.tree.map(jnp.copy, params) if ema else ()
-    return TrainState(jnp.zeros((), jnp.int32), params, average, tx.init(params))
+    length = jnp.asarray(num_steps, jnp.int32)
+    return TrainState(jnp.zeros((), jnp.int32), length, params, average, tx.init(params))
 
 
 def averaged_params(state: TrainState) -> Params:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from xtalnet_jax.training.optim import Schedule
 from xtalnet_jax.training.state import TrainState, update_average
 from xtalnet_jax.training.task import Task
 from xtalnet_jax.types import Params, PyTree
@@ -23,12 +24,12 @@ GatherFn = Callable[[PyTree, PyTree], PyTree]
 def make_train_step(
     task: Task,
     tx: optax.GradientTransformation,
+    schedule: Schedule,
     frozen: PyTree,
     *,
     seed: int = 0,
     ema_decay: float = 0.0,
     accumulate: int = 1,
-    schedule: optax.Schedule | None = None,
     gather: GatherFn | None = None,
     axis_name: str | None = None,
 ) -> TrainStep:
@@ -40,13 +41,13 @@ def make_train_step(
 
     Args:
         task: what to minimise.
-        tx: the optimiser.
+        tx: the optimiser, without a learning rate.
+        schedule: the learning rate of a step.
         frozen: tree of bool like the parameters; no gradient is computed for these.
         seed: of all random numbers.
         ema_decay: of the running average; 0 where ``state.ema_params`` is ().
         accumulate: the batch is cut into so many equal parts and their gradients are averaged. This
             equals one large batch for losses that are means over rows, not for contrastive ones.
-        schedule: learning rate of a step, only to log it.
         gather: makes the batch out of ``(resident, batch)``, for data that live on the device.
         axis_name: name of the device axis under pmap.
 
@@ -88,14 +89,15 @@ def make_train_step(
         if axis_name is not None:
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        rate = jnp.asarray(schedule(state.step, state.num_steps))
+        updates = jax.tree.map(lambda u: rate.astype(u.dtype) * u, updates)
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params
         if ema_decay:
             average = update_average(average, params, state.step, ema_decay, frozen)
         metrics["grad_norm"] = optax.tree.norm(grads)
-        if schedule is not None:
-            metrics["learning_rate"] = jnp.asarray(schedule(state.step))
-        return TrainState(state.step + 1, params, average, opt_state), metrics
+        metrics["learning_rate"] = rate
+        return TrainState(state.step + 1, state.num_steps, params, average, opt_state), metrics
 
     return step
 

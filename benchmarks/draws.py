@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from xtalnet_jax.data.batches import gather
 from xtalnet_jax.data.fixtures import load_set
 from xtalnet_jax.data.packed import PackedSet
 from xtalnet_jax.pretrained.weights import load_weights
+from xtalnet_jax.pxrd.pattern import Lines
 
 CONTROLS = ("none", "shuffled", "lattice")
 KS = (1, 3, 5, 10, 20)
@@ -47,40 +49,58 @@ def draw(
     control: str = "none",
     skip: int = 0,
     overrides: dict[str, Any] | None = None,
-    chunk: int = 16,
+    chunk: int = 8,
 ) -> dict[str, np.ndarray]:
     """Draw for every item; arrays [n_item, n_candidate, ...] and the ids of the items."""
     params, recipe = load_weights(weights)
     config = ConfigDict(recipe)
     with config.unlocked():
         config.update_from_flattened_dict(overrides or {})
-    num_nodes = max(config.data.num_atoms_buckets)
-    packed, generator = load_set(data, num_nodes), tasks.make_generator(config)
+    edges = np.asarray(config.data.num_atoms_buckets)
+    packed, generator = load_set(data, int(edges[-1])), tasks.make_generator(config)
     rows = choose(packed, num_items, skip)
     shown = np.roll(rows, 1) if control == "shuffled" else rows
-    params = jax.device_put(params)
-    found: list[Any] = []
-    begin = time.perf_counter()
-    for start in range(0, len(rows), chunk):
-        part = np.pad(rows[start : start + chunk], (0, max(0, start + chunk - len(rows))), "edge")
-        seen = np.pad(shown[start : start + chunk], (0, max(0, start + chunk - len(rows))), "edge")
-        crystals = gather(packed, part, num_nodes).crystals
-        lines = gather(packed, seen, num_nodes).lines
+    most = int(packed.num_atoms[rows].max())
+    numbers = np.zeros((len(rows), num_candidates, most), np.uint8)
+    coords = np.zeros((*numbers.shape, 3), np.float32)
+    lattice = np.zeros((len(rows), num_candidates, 3, 3), np.float32)
+    params, begin, done = jax.device_put(params), time.perf_counter(), 0
+    for edge, part in _parts(packed.num_atoms[rows], edges, chunk):
+        padded = np.pad(part, (0, chunk - len(part)), "edge")
+        crystals = gather(packed, rows[padded], edge).crystals
+        lines = Lines(*(x[shown[padded]] for x in (packed.lines_inv_d, packed.lines_strength)))
         peaks = tasks.measure(config, None, lines, tasks.clean_effects(config.pattern))
         repeat = lambda x: jnp.repeat(jnp.asarray(x), num_candidates, 0)  # noqa: E731
         condition = jax.tree.map(repeat, generator.condition(params, peaks))
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), start), len(condition.mask))
+        keys = jax.vmap(jax.random.key)(np.repeat(rows[padded], num_candidates))
+        keys = jax.vmap(jax.random.fold_in)(keys, np.tile(np.arange(num_candidates), chunk))
         known = {"lattice": repeat(crystals.lattice)} if control == "lattice" else {}
         batch = generator.sample(params, keys, condition, repeat(crystals.atomic_numbers), **known)
-        found.append([np.asarray(x).reshape(chunk, num_candidates, *x.shape[1:]) for x in batch])
-        print(f"{min(start + chunk, len(rows))}/{len(rows)} {time.perf_counter() - begin:.1f} s")
-    numbers, coords, lattice = (np.concatenate(x)[: len(rows)] for x in zip(*found))
+        for kept, values in zip((numbers, coords, lattice), batch):
+            values = np.asarray(values).reshape(chunk, num_candidates, *values.shape[1:])
+            if kept is lattice:
+                kept[part] = values[: len(part)]
+            else:
+                kept[part, :, : min(edge, most)] = values[: len(part), :, :most]
+        done += len(part)
+        print(f"{done}/{len(rows)} {time.perf_counter() - begin:.1f} s", flush=True)
     return {
         "id": packed.id[rows],
-        "atomic_numbers": numbers.astype(np.uint8),
-        "frac_coords": coords.astype(np.float32),
-        "lattice": lattice.astype(np.float32),
+        "atomic_numbers": numbers,
+        "frac_coords": coords,
+        "lattice": lattice,
     }
+
+
+def _parts(
+    num_atoms: np.ndarray, edges: np.ndarray, chunk: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Atoms to pad to, and at most ``chunk`` items of that size, until all have been."""
+    bucket = np.searchsorted(edges, num_atoms)
+    for b in np.unique(bucket):
+        members = np.flatnonzero(bucket == b)
+        for start in range(0, len(members), chunk):
+            yield int(edges[b]), members[start : start + chunk]
 
 
 def crystals_of(drawn: dict[str, np.ndarray]) -> list[list[Crystal]]:

@@ -156,6 +156,12 @@ def test_time_sampling():
         assert ((t >= 0) & (t < 1)).all()
         assert abs(t.mean() - 0.5) < 4.5 * t.std() / np.sqrt(4000)
         assert t.var() == pytest.approx(variance, rel=0.1)
+    late = DRAW(jax.random.key(0), many, "late").t
+    assert ((late >= 0) & (late <= 1)).all()
+    for remaining in (0.1, 0.5):  # P(1 - t < r) is the square root of r
+        share = (1 - late < remaining).mean()
+        expected = np.sqrt(remaining)
+        assert abs(share - expected) < 4.5 * np.sqrt(expected * (1 - expected) / 4000)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +172,8 @@ def test_time_sampling():
         FlowSampling(1),
         FlowSampling(12, churn=0.5),
         FlowSampling(12, "heun", churn=1.5),
+        FlowSampling(10, late=2.0),
+        FlowSampling(12, churn=0.5, late=1.5),
     ],
 )
 def test_oracle_brings_noise_to_its_crystal(options):
@@ -279,9 +287,10 @@ def test_share_of_known_lattices():
     assert not flow.draw_known(jax.random.key(0), 100, 0.0).any()
 
 
-def test_churn_keeps_the_marginal_of_the_lattice_code():
+@pytest.mark.parametrize("late", [1.0, 1.5])
+def test_churn_keeps_the_marginal_of_the_lattice_code(late):
     """Data N(m, 0): y_t = t m + (1 - t) y0 has a known mean and spread at every t."""
-    n, options = 4000, FlowSampling(8, churn=0.75)
+    n, options = 4000, FlowSampling(8, churn=0.75, late=late)
     target = jnp.arange(6.0)
 
     def denoise(x, code, t):
@@ -293,7 +302,7 @@ def test_churn_keeps_the_marginal_of_the_lattice_code():
     state, step = init(keys), jax.jit(step)
     for _ in range(5):
         state, _ = step(keys, state)
-    t = 5 / 8
+    t = 1 - (3 / 8) ** late
     error = 4.5 / np.sqrt(n)
     np.testing.assert_allclose(state.code.mean(0), t * target, atol=error * (1 - t))
     np.testing.assert_allclose(state.code.std(0), 1 - t, atol=error * (1 - t))
@@ -317,6 +326,8 @@ def test_the_network_is_called_as_often_as_stated():
     assert count(FlowSampling(4)) == 4
     assert calls == [0.0, 0.25, 0.5, 0.75]
     assert count(FlowSampling(4, "heun")) == 7
+    assert count(FlowSampling(4, late=2.0)) == 4
+    assert calls == [0.0, 0.4375, 0.75, 0.9375]
 
 
 @pytest.mark.parametrize(
@@ -325,6 +336,7 @@ def test_the_network_is_called_as_often_as_stated():
         ({"num_steps": 0}, "num_steps is 0"),
         ({"method": "rk4"}, "method is 'rk4'"),
         ({"churn": -1.0}, "churn is -1.0"),
+        ({"late": 0.5}, "late is 0.5"),
     ],
 )
 def test_sampling_refuses(change, message):

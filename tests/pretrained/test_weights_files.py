@@ -48,6 +48,29 @@ def test_half_precision_storage_is_half_the_size_and_comes_back_as_float32(tmp_p
     assert sizes["bfloat16"] < 0.52 * sizes[None]
 
 
+def test_bytes_are_a_quarter_of_the_size_and_right_to_half_a_step_of_their_column(tmp_path):
+    rng = np.random.default_rng(0)
+    numbers = (rng.normal(size=(2, 90, 70)) * rng.uniform(0.1, 10, (2, 1, 70))).astype(np.float32)
+    numbers[:, :, 3] = 0.0
+    params = {"a": {"kernel": numbers, "bias": np.ones(70, np.float32)}, "index": np.arange(5)}
+    sizes = {}
+    for dtype in (None, "int8"):
+        path = tmp_path / f"{dtype}.safetensors"
+        save_safetensors(path, params, {"model": "x"}, dtype)
+        sizes[dtype] = path.stat().st_size
+    found, config = load_safetensors(path)
+    assert config == {"model": "x"}
+    assert set(found["a"]) == {"kernel", "bias"}
+    assert found["a"]["kernel"].dtype == np.float32
+    step = np.abs(numbers).max(1, keepdims=True) / 127
+    error = np.abs(found["a"]["kernel"] - numbers)
+    assert (error <= 0.5001 * step).all()
+    assert error.max() > 0.4 * step.min()
+    np.testing.assert_array_equal(found["a"]["bias"], 1)
+    np.testing.assert_array_equal(found["index"], np.arange(5))
+    assert sizes["int8"] < 0.28 * sizes[None]
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     save_safetensors(path, {"a": np.ones(2)}, {"version": 1})

@@ -124,6 +124,8 @@ def accelerator(config: ConfigDict, num_seconds: float) -> ConfigDict:
     return config
 
 
+ACCELERATOR_ENCODER = {"width": 256, "ffn": 1024, "heads": 8, "layers": 4, "dropout": 0.0}
+
 CPU_ENCODER = {"width": 128, "ffn": 256, "heads": 8, "layers": 2, "dropout": 0.0}
 
 FROZEN_ENCODER = ("params/pxrd_encoder",)

@@ -3,7 +3,8 @@
 Command:  python -m launch.pretrain --config=configs/cpcp.py --workdir=runs/cpcp
 Variants: ``:cpu`` (width 128, the size of the bundled weights), ``:smoke``, ``:reflections`` (the
           crystal tower reads the reflections of the cell, in place of the graph of its atoms);
-          several joined by commas, as ``:cpu,reflections``.
+          ``:accelerator`` (width 256, half-precision products, length by the clock); several joined
+          by commas, as ``:cpu,reflections``.
 """
 
 from configs import common
@@ -18,13 +19,14 @@ REFLECTIONS = {
     "num_reflections": 128,
     "dtype": "float32",
 }
+ACCELERATOR_TOWER = {"width": 256, "layers": 4}
 CPU_REFLECTIONS = {
     "width": 128, "ffn": 256, "heads": 8, "layers": 1, "channels": 16, "num_reflections": 64
 }  # fmt: skip
 
 
 def get_config(arg: str = ""):
-    asked = common.variants(arg, "cpcp", "cpu", "smoke", "reflections")
+    asked = common.variants(arg, "cpcp", "cpu", "smoke", "reflections", "accelerator")
     config = common.base("cpcp")
     config.model = {
         "encoder": {
@@ -46,6 +48,12 @@ def get_config(arg: str = ""):
     config.train.optim.learning_rate = 5e-4
     if "reflections" in asked:
         config.model.network = REFLECTIONS
+    if "accelerator" in asked:
+        config.model.encoder.update(common.ACCELERATOR_ENCODER)
+        config.model.network.update(ACCELERATOR_TOWER)
+        config.model.projection = 256
+        config.data.update({"budget_pairs": 409600, "max_batch": 1024})
+        common.accelerator(config, num_seconds=300.0)
     if asked & {"cpu", "smoke"}:
         config.model.encoder.update(common.CPU_ENCODER)
         cspnet = {"width": 128, "layers": 4, "num_freqs": 32}

@@ -28,7 +28,6 @@ ACCELERATOR = {
     "num_radial": 32,
     "cross_attention": 3,
 }
-ACCELERATOR_ENCODER = {"width": 256, "ffn": 1024, "heads": 8, "layers": 4, "dropout": 0.0}
 CPU_TRANSFORMER = {"width": 192, "layers": 6, "pair_width": 32, "num_freqs": 16}
 
 

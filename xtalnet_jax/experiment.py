@@ -1,12 +1,16 @@
 """From a recipe to trained weights: the shell around `tasks` and `training`.
 
 ``run(config, workdir)`` is what `launch.pretrain` and `launch.train` call, and what a notebook
-calls to train on its own crystals. The result of a run is ``workdir/weights.safetensors``: the
+calls to train on its own crystals; ``run_in_turn(stages, ...)`` runs several recipes within a given
+time, for `launch.campaign`. The result of a run is ``workdir/weights.safetensors``: the
 averaged parameters with the recipe inside, which `pretrained.load_weights` reads back.
 """
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +85,60 @@ def run(
     params = jax.device_get(averaged_params(state))
     save_weights(Path(workdir) / "weights.safetensors", params, config.to_dict())
     return params
+
+
+_LEAST = 0.02
+"""Share of its time that a stage may have left and count as finished."""
+
+
+def run_in_turn(
+    stages: Iterable[tuple[str, ConfigDict, float]], workdir: str | Path, num_seconds: float
+) -> list[str]:
+    """Train several recipes one after the other, each for its share of the time.
+
+    A stage starts from the weights of an earlier one if ``init_from`` of its recipe is that one's
+    name. Its run ends by the clock with its learning rate at 0 (``train.num_seconds``). What each
+    has used of its time is in ``workdir/spent.json``, so that the same call goes on after an
+    interruption; finished stages are passed over.
+
+    Args:
+        stages: name (its folder in ``workdir``), recipe and share of each; shares add up to 1.
+        workdir: of the whole.
+        num_seconds: for all stages together, compilation included.
+
+    Returns:
+        Names of the stages that are finished.
+
+    Raises:
+        ValueError: shares that do not add up to 1, or as `run`.
+    """
+    stages, root = list(stages), Path(workdir)
+    shares = [share for _, _, share in stages]
+    if abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
+        raise ValueError(f"the shares of the stages are {shares}, expected positive, sum 1")
+    root.mkdir(parents=True, exist_ok=True)
+    record = root / "spent.json"
+    spent: dict[str, float] = json.loads(record.read_text()) if record.is_file() else {}
+    finished: list[str] = []
+    for name, recipe, share in stages:
+        left = share * num_seconds - spent.get(name, 0.0)
+        if left > _LEAST * share * num_seconds:
+            config = recipe.copy_and_resolve_references()
+            with config.unlocked():
+                config.train.update({"num_seconds": left, "num_steps": 0, "num_epochs": 0})
+                if config.init_from in finished:
+                    config.init_from = str(root / config.init_from)
+            begin = time.monotonic()
+            run(config, root / name)
+            spent[name] = spent.get(name, 0.0) + time.monotonic() - begin
+            _write_json(record, spent)
+            if share * num_seconds - spent[name] > _LEAST * share * num_seconds:
+                break  # interrupted
+        finished.append(name)
+    return finished
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)

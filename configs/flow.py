@@ -2,7 +2,7 @@
 
 Command:  python -m launch.train --config=configs/flow.py --config.init_from=runs/cpcp
 Variants: ``:cpu`` (width 128), ``:smoke``, ``:transformer`` (over atoms, in place of CSPNet);
-          several joined by commas, as ``:cpu,transformer``. ``:accelerator``: a transformer of 22
+          several joined by commas, as ``:cpu,transformer``. ``:accelerator``: a transformer of 29
           million parameters with an encoder of its own, cells of up to 32 atoms, for minutes of one
           H100 and for inference on a CPU.
 """
@@ -71,7 +71,7 @@ def get_config(arg: str = ""):
         config.model.encoder.update(
             {"width": 256, "ffn": 1024, "heads": 8, "layers": 4, "dropout": 0.0}
         )
-        config.data.train = "data/mp20_train.npz,data/mp_extra.npz,data/mp_21to32.npz"
+        config.data.train = "data/mp20_train.npz,data/mp_extra.npz,data/mp_21to52.npz"
         config.data.update(
             {"num_atoms_buckets": (8, 14, 20, 32), "budget_pairs": 200000, "max_batch": 1024}
         )

@@ -78,6 +78,40 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
     assert equal(load_weights(parts)[0], whole)
 
 
+def test_stages_share_the_time_and_go_on_after_an_interruption(tmp_path, monkeypatch):
+    """The second takes the encoder of the first; what is finished is not trained again."""
+    first, second = recipe(cpcp, log_every=2), recipe(flow, log_every=2)
+    second.init_from = "towers"
+    stages = [("towers", first, 0.4), ("generator", second, 0.6)]
+    calls: list[tuple[str, float]] = []
+    run = experiment.run
+
+    def watched(config: Any, workdir: Any, stop: float | None = None) -> Any:
+        calls.append((Path(workdir).name, config.train.num_seconds))
+        interrupted = len(calls) == 1
+        return run(config, workdir, 0.0 if interrupted else stop)
+
+    monkeypatch.setattr(experiment, "run", watched)
+    seconds = 400.0  # the first one is stopped after one step
+    assert experiment.run_in_turn(stages, tmp_path, seconds) == []
+    assert not (tmp_path / "generator").exists()
+
+    # As if most of the time had been used by now.
+    (tmp_path / "spent.json").write_text('{"towers": 159.5}')
+    monkeypatch.setattr(experiment, "run", lambda *a: calls.append(a) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        experiment.run_in_turn(stages, tmp_path, seconds)
+    assert Path(calls[-1][1]).name == "generator"
+    assert calls[-1][0].init_from == str(tmp_path / "towers")
+    assert calls[-1][0].train.num_seconds == pytest.approx(240.0)
+    assert second.init_from == "towers"  # the recipe given is not changed
+
+
+def test_shares_that_are_not_all_of_the_time(tmp_path):
+    with pytest.raises(ValueError, match=r"the shares of the stages are \[0.5\]"):
+        experiment.run_in_turn([("towers", recipe(cpcp), 0.5)], tmp_path, 1.0)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -9,7 +9,17 @@ import time
 
 import pytest
 
-COMMANDS = ("pretrain", "train", "sample", "evaluate", "retrieve", "simulate", "prepare", "convert")
+COMMANDS = (
+    "pretrain",
+    "train",
+    "campaign",
+    "sample",
+    "evaluate",
+    "retrieve",
+    "simulate",
+    "prepare",
+    "convert",
+)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

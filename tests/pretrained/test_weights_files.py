@@ -2,12 +2,18 @@
 
 import os
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from xtalnet_jax.data.batches import gather
+from xtalnet_jax.data.fixtures import textbook_set
 from xtalnet_jax.pretrained.merge import merge_params
 from xtalnet_jax.pretrained.safetensors_io import load_safetensors, save_safetensors
+from xtalnet_jax.pretrained.weights import load_weights, solver_files
+from xtalnet_jax.tasks import task_from_config
 
 
 def _params():
@@ -117,3 +123,19 @@ def test_merge_refuses_other_shapes_and_strangers():
         merge_params({"a": np.zeros(3), "b": np.zeros(2)}, inited)
     with pytest.raises(ValueError, match="no weight has a place"):
         merge_params({"z": np.zeros(3)}, inited)
+
+
+@pytest.mark.parametrize("name", ["default", "large"])
+def test_bundled_weights_fit_the_recipe_that_is_in_them(name):
+    """Names, shapes and finite values, of the generator as the task of its recipe would draw it."""
+    towers, generator, ranker = solver_files(name)
+    assert towers.parent.name == ranker.parent.name == "default"  # of both pairs
+    params, recipe = load_weights(generator)
+    config = ConfigDict(recipe)
+    for part in ("encoder", "network"):
+        assert config.model[part].dtype in ("float32", "bfloat16")
+    example = gather(textbook_set(), np.arange(2), max(config.data.num_atoms_buckets))
+    expected = jax.eval_shape(task_from_config(config).init, jax.random.key(0), example)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, expected)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+    assert "/" not in recipe["data"]["train"].replace("data/", "")  # no machine's folders

@@ -46,14 +46,18 @@ def fingerprint(params: Params) -> str:
 def solver_files(name: str | Path) -> tuple[Path, Path, Path]:
     """Return CPCP weights, generator weights and ranker of a bundled name or a folder.
 
-    A folder without ``ranker.json`` gets the bundled one.
+    A folder without ``ranker.json`` gets that of ``default``, a bundled one its towers too.
 
     Raises:
         ValueError: neither a bundled name nor a folder that holds both weight files.
     """
     bundled = sorted(p.name for p in BUNDLED.iterdir() if p.is_dir()) if BUNDLED.is_dir() else []
-    folder = BUNDLED / name if str(name) in bundled else Path(name)
-    files = folder / "cpcp.safetensors", folder / "generator.safetensors"
+    is_bundled = str(name) in bundled
+    folder = BUNDLED / name if is_bundled else Path(name)
+    towers = folder / "cpcp.safetensors"
+    if is_bundled and not towers.is_file():
+        towers = BUNDLED / "default" / towers.name
+    files = towers, folder / "generator.safetensors"
     missing = [f.name for f in files if not f.is_file()]
     if missing:
         raise ValueError(

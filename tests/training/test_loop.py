@@ -18,6 +18,7 @@ from tests.training import toy
 from xtalnet_jax.training import checkpoint
 from xtalnet_jax.training.loop import train
 from xtalnet_jax.training.metrics_log import read_metrics
+from xtalnet_jax.training.parallel import make_parallel
 from xtalnet_jax.training.prefetch import prefetch
 
 
@@ -248,14 +249,35 @@ def test_each_shape_compiles_once(tmp_path):
 
 def test_a_run_by_the_clock_ends_in_time_with_a_learning_rate_of_nothing(tmp_path):
     """On data that live on the device, whose one shape is compiled before the first step."""
-    config = toy.config(num_steps=0, num_seconds=2.0, log_every=20)
+    config = toy.config(num_steps=0, num_seconds=4.0, log_every=2)
     begin = time.monotonic()
     state = train(toy.plain, toy.Resident(), config, tmp_path, stream=None)
-    assert 1.5 < time.monotonic() - begin < 10.0
+    assert 3.0 < time.monotonic() - begin < 15.0
     assert int(state.step) == int(state.num_steps)
     records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["split"] == "train"]
     rates = [r["learning_rate"] for r in records]
     np.testing.assert_allclose(rates[0], 1e-2, rtol=1e-4)  # the pace is not known yet
     assert rates[-1] < 1e-3
-    assert np.mean(np.diff(rates) <= 1e-4) > 0.9
+    assert np.mean(np.diff(rates) <= 1e-4) > 0.8
     assert records[-1]["loss"] < 0.5 * records[0]["loss"]
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_programs_compiled_ahead_are_those_that_run(kind):
+    """Two sizes are traced beforehand and never again, a third one when it comes."""
+    traces = []
+
+    def step(state, batch):
+        traces.append(batch["x"].shape)
+        return state + batch["x"].sum(), batch["x"].mean()
+
+    parallel = make_parallel(kind)
+    state = parallel.replicate(np.float32(0))
+    batches = {n: parallel.shard([{"x": np.ones(n, np.float32)}]) for n in (2, 3, 5)}
+    advance = parallel.compile_ahead(step, [(state, batches[2]), (state, batches[3])], donate=(0,))
+    assert traces == [(2,), (3,)]
+    for n, expected in ((3, 3.0), (2, 5.0), (3, 8.0), (5, 13.0), (5, 18.0)):
+        state, mean = advance(state, batches[n])
+        assert float(parallel.fetch(state)) == expected
+        assert float(parallel.fetch(mean)) == 1.0
+    assert traces == [(2,), (3,), (5,)]

@@ -52,7 +52,7 @@ class Parallel(NamedTuple):
         Tracing is Python and goes one after the other, the compiler runs in a thread for each.
         Arguments of other shapes are compiled when they come.
         """
-        lazy = self.compile(fn, donate)
+        lazy: Any = self.compile(fn, donate)
         with ThreadPoolExecutor(max(len(kinds), 1)) as pool:
             waiting = {_kind(args): pool.submit(lazy.lower(*args).compile) for args in kinds}
             ready = {kind: future.result() for kind, future in waiting.items()}

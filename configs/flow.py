@@ -68,9 +68,7 @@ def get_config(arg: str = ""):
         config.model.network = TRANSFORMER
     if "accelerator" in asked:
         config.model.network.update(ACCELERATOR)
-        config.model.encoder.update(
-            {"width": 256, "ffn": 1024, "heads": 8, "layers": 4, "dropout": 0.0}
-        )
+        config.model.encoder.update(common.ACCELERATOR_ENCODER)
         config.data.train = "data/mp20_train.npz,data/mp_extra.npz,data/mp_21to52.npz"
         config.data.update(
             {"num_atoms_buckets": (8, 14, 20, 32), "budget_pairs": 200000, "max_batch": 1024}

@@ -9,12 +9,12 @@ in files of at most 15 MiB. Each stage leaves WORKDIR/STAGE/weights.safetensors,
 --export=DIR, --dtype=bfloat16 (or int8) a smaller copy in DIR/STAGE.safetensors.
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
-from launch import cli
+from launch import cli, training_flags
 
 FLAGS = flags.FLAGS
 
@@ -37,7 +37,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", "configs/campaign.py", "stages, shares, recipes")
+    training_flags.define_config("configs/campaign.py")
+    FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS["config"])
     flags.DEFINE_float("seconds", None, "time for all stages together")
     flags.DEFINE_string("workdir", "runs/campaign", "folder of all stages")
     flags.DEFINE_string("export", None, "folder for copies of the weights")

@@ -1,4 +1,4 @@
-"""Flags and start of the two training commands."""
+"""Flags and start of the training commands."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ml_collections import config_flags
 FLAGS = flags.FLAGS
 
 
-def define(default_config: str, default_workdir: str) -> None:
-    """Define ``--config``, ``--workdir`` and ``--stop_after``."""
+def define_config(default_config: str) -> None:
+    """Define ``--config``."""
     # ml_collections would apply --config.x=y to a default while the flag is defined: it could not
     # name fields that only the recipe asked for has, and a typing error would be a traceback.
     if not any(a.lstrip("-").partition("=")[0] == "config" for a in sys.argv[1:]):
@@ -21,6 +21,11 @@ def define(default_config: str, default_workdir: str) -> None:
         None,
         f"recipe; fields are changed by --config.section.field=value; without it {default_config}",
     )
+
+
+def define(default_config: str, default_workdir: str) -> None:
+    """Define ``--config``, ``--workdir`` and ``--stop_after``."""
+    define_config(default_config)
     flags.DEFINE_string("workdir", default_workdir, "folder for checkpoints, metrics and weights")
     flags.DEFINE_float("stop_after", None, "stop with a checkpoint after so many seconds")
     for name in ("config", "workdir", "stop_after"):

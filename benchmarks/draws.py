@@ -127,8 +127,8 @@ def similarities(
     return [v @ p for v, p in zip(np.split(vectors, ends), patterns)]
 
 
-def judge(path: Path, data: str, towers: str, name: str) -> list[dict[str, Any]]:
-    """Match rates of one file of draws at every tolerance, ranked and in random order."""
+def judge(path: Path, data: str, towers: str, timeout: float) -> tuple[list[dict[str, Any]], str]:
+    """Match rates of one file of draws at every tolerance, ranked and random, and a remark."""
     from xtalnet_jax.evaluation.generation import attempts_from_records, match_at_k
     from xtalnet_jax.evaluation.matching import TOLERANCES, MatchPair, match_many
 
@@ -149,12 +149,12 @@ def judge(path: Path, data: str, towers: str, name: str) -> list[dict[str, Any]]
         for i, (item, of_item) in enumerate(zip(ids, candidates))
         for k, c in enumerate(of_item)
     ]
-    records = list(match_many(pairs, workers=2, timeout_s=20.0))
+    records = list(match_many(pairs, workers=2, timeout_s=timeout))
     rows = []
     for tolerance in TOLERANCES:
         attempts = attempts_from_records(records, scores, tolerance)
         for order in ("ranked", "random"):
-            row: dict[str, Any] = {"draws": name, "tolerance": tolerance, "order": order}
+            row: dict[str, Any] = {"draws": path.stem, "tolerance": tolerance, "order": order}
             for at in match_at_k(attempts, KS, order, ids):  # type: ignore[arg-type]
                 rate = at.match_rate
                 row[f"k={at.k}"] = (
@@ -162,7 +162,9 @@ def judge(path: Path, data: str, towers: str, name: str) -> list[dict[str, Any]]
                 )
                 row[f"rmse@{at.k}"] = "" if at.rmse is None else f"{at.rmse.value:.3f}"
             rows.append(row)
-    return rows
+    late = sum(r.status == "timeout" for r in records)
+    remark = f"{path.stem}: {len(ids)} patterns, {len(pairs)} draws"
+    return rows, f"{remark}, {late} of them given up after {timeout:g} s of matching."
 
 
 def main() -> None:
@@ -182,6 +184,7 @@ def main() -> None:
     judging.add_argument("draws", type=Path, nargs="+")
     judging.add_argument("--data", required=True, help="the same packed set")
     judging.add_argument("--towers", required=True, help="weights of CPCP")
+    judging.add_argument("--timeout", type=float, default=20.0, help="seconds for one match")
     judging.add_argument("--out", type=Path, default=Path("results/draws.json"))
     args = arguments.parse_args()
     compilation.use_cache()
@@ -193,12 +196,13 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(args.out, **drawn)
         return
-    rows = [r for path in args.draws for r in judge(path, args.data, args.towers, path.stem)]
+    judged = [judge(path, args.data, args.towers, args.timeout) for path in args.draws]
     notes = [
-        "Composition and Z given; files named *lattice*: the lattice too; *shuffled*: another "
-        "crystal's pattern. 20 draws each, ranked by the towers; per cent, 95 % intervals."
+        "Composition and Z given; names with lattice: the lattice too; with shuffled: another "
+        "crystal's pattern. Ranked by the towers; per cent, 95 % intervals."
     ]
-    write(args.out, "Draws of the generator alone", rows, notes)
+    rows = [row for found, _ in judged for row in found]
+    write(args.out, "Draws of the generator alone", rows, [*notes, *(r for _, r in judged)])
 
 
 if __name__ == "__main__":

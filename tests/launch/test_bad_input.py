@@ -296,6 +296,9 @@ def test_evaluate(call, weights, tmp_path, arguments, message):
         ("train", ["--config=configs/cpcp.py:smoke"], "use launch.pretrain"),
         ("train", ["--config=configs/flow.py:smoke", "--config.init_from=nowhere"], "nowhere"),
         ("train", ["--config=configs/flow.py:smoke", "--stop_after=soon"], "stop_after"),
+        ("campaign", [], "--seconds is None"),
+        ("campaign", ["--config.stages.flow.nonsense=1", "--seconds=9"], "nonsense"),
+        ("campaign", ["--config=configs/campaign.py", "--seconds=-1"], "--seconds is -1.0"),
     ],
 )
 def test_training(call, tmp_path, monkeypatch, command, arguments, message):

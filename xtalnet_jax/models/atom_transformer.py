@@ -9,8 +9,8 @@ sees it, in the manner of invariant point attention:
     score_ij = q_i . k_j + p_i . psi_ij - s d_ij,    out_i = W [sum_j a_ij v_j, sum_j a_ij psi_ij]
 
 (per head, scales left out). The slope s of the distance d_ij differs from head to head and is
-trained from values (`SLOPES`) at which some heads see the nearest neighbours only: in a cell of a
-hundred atoms a head that begins with the mean over all of them finds its neighbours very slowly.
+trained from values (`SLOPES`) at which some heads see the nearest neighbours only, so that in a
+cell of a hundred atoms they need not be found first (meant for that; not compared without).
 The sines in ``psi`` change sign with the displacement: that is what makes the result a direction.
 
 Sources: Vaswani et al. 2017; AlphaFold 2 (doi 10.1038/s41586-021-03819-2), supplement, algorithm

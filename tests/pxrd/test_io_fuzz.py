@@ -33,7 +33,7 @@ from xtalnet_jax.pxrd.io import load_pattern
 from xtalnet_jax.pxrd.readers.base import MAX_BYTES
 
 NUM = int(os.environ.get("XTALNET_FUZZ", "400"))
-SECONDS, MEGABYTES = 2.0, 400.0
+SECONDS, MEGABYTES = 6.0, 400.0
 TOKENS = [
     b"nan",
     b"-1e308",

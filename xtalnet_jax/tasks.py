@@ -268,7 +268,8 @@ def _generation_task(
         condition = model.apply(
             params,
             peaks,
-            train and not config.train.freeze,
+            train,
+            bool(config.train.freeze),
             method="condition",
             rngs={"dropout": key_dropout},
         )

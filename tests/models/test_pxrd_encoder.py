@@ -39,7 +39,7 @@ def encoder(request):
 @functools.partial(jax.jit, static_argnums=0)
 def _outputs_and_gradient(apply, params, peaks):
     def scalar(params, intensity):
-        pooled, tokens = apply(params, peaks._replace(intensity=intensity))
+        pooled, tokens, _ = apply(params, peaks._replace(intensity=intensity))
         seen = jnp.where(peaks.mask[..., None], jnp.cos(tokens), 0.0)
         return jnp.sin(pooled).sum() + seen.sum()
 
@@ -54,7 +54,7 @@ def test_padding_changes_nothing(encoder):
         jnp.pad(peaks.mask, ((0, 1), (0, 3))),
         jnp.pad(peaks.measured, ((0, 1), (0, 0))),
     )
-    (pooled, tokens), (by_params, by_intensity) = _outputs_and_gradient(apply, params, peaks)
+    (pooled, tokens, _), (by_params, by_intensity) = _outputs_and_gradient(apply, params, peaks)
     ours, (by_params_wide, by_intensity_wide) = _outputs_and_gradient(apply, params, wide)
     np.testing.assert_allclose(ours[0][:3], pooled, atol=1e-5)
     np.testing.assert_allclose(ours[1][:3, :6], tokens, atol=1e-5)
@@ -81,14 +81,14 @@ def test_order_of_peaks_does_not_matter(encoder):
     _, apply, params, peaks = encoder
     order = jnp.array([5, 2, 0, 3, 1, 4])
     shuffled = PeakBatch(*(a[:, order] for a in peaks[:3]), peaks.measured)
-    (pooled, tokens), ours = apply(params, peaks), apply(params, shuffled)
+    (pooled, tokens, _), ours = apply(params, peaks), apply(params, shuffled)
     np.testing.assert_allclose(ours[0], pooled, atol=1e-5)
     np.testing.assert_allclose(ours[1], tokens[:, order], atol=1e-5)
 
 
 def test_position_and_intensity_matter(encoder):
     form, apply, params, peaks = encoder
-    pooled, _ = apply(params, peaks)
+    pooled = apply(params, peaks).pooled
     step = 1 if form == "table" else 2.3e-4  # one point of the 0.02-degree grid
     moved = peaks._replace(position=peaks.position.at[0, 0].add(step))
     weaker = peaks._replace(intensity=peaks.intensity.at[0, 0].mul(0.5))
@@ -109,7 +109,7 @@ def test_measured_range_matters_for_continuous_positions(encoder):
 def test_dropout_only_in_training(encoder):
     form, apply, params, peaks = encoder
     model = PXRDEncoder(position=form, dropout=0.5, **SMALL)
-    quiet, _ = apply(params, peaks)
+    quiet = apply(params, peaks).pooled
 
     @jax.jit
     def noise(key):
@@ -123,12 +123,79 @@ def test_dropout_only_in_training(encoder):
 
 def test_remat_and_half_precision(encoder):
     form, apply, params, peaks = encoder
-    expected, _ = apply(params, peaks)
+    expected = apply(params, peaks).pooled
     again = jax.jit(PXRDEncoder(position=form, remat=True, **SMALL).apply)(params, peaks)[0]
     np.testing.assert_allclose(again, expected, atol=1e-5)
     half = jax.jit(PXRDEncoder(position=form, dtype="bfloat16", **SMALL).apply)(params, peaks)[0]
     assert half.dtype == jnp.float32
     assert 0 < jnp.abs(half - expected).max() < 0.2
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _training_outputs_and_gradient(apply, params, peaks):
+    def scalar(params, intensity):
+        out = apply(params, peaks._replace(intensity=intensity))
+        return jnp.sin(out.pooled).sum() + jnp.cos(out.tokens).sum()
+
+    return apply(params, peaks), jax.grad(scalar, (0, 1))(params, peaks.intensity)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("front", [False, True])
+def test_front_token_and_packing_change_no_number(remat, front):
+    """10 of 18 peaks are real: with room for 3.4 of each pattern, 11 rows, all are computed."""
+    small = {**SMALL, "layers": 2, "position": "fourier", "dropout": 0.0, "remat": remat}
+    peaks = _peaks("fourier")
+    plain, packed = PXRDEncoder(**small), PXRDEncoder(**small, room=3.4)
+    params = stir(jax.jit(plain.init)(jax.random.key(1), peaks), 0.2)
+
+    def call(model, **options):
+        def outputs(params, peaks):
+            features = model.apply(params, peaks, **options)
+            tokens = jnp.zeros(()) if features.tokens is None else features.tokens
+            return features._replace(tokens=tokens)
+
+        return _training_outputs_and_gradient(outputs, params, peaks)
+
+    expected, expected_gradient = call(plain)
+    found, gradient = call(packed, train=True, front=front)
+    np.testing.assert_allclose(found.pooled, expected.pooled, atol=2e-6)
+    np.testing.assert_array_equal(found.mask, expected.mask)
+    if front:
+        def pooled_only(params, peaks):
+            features = plain.apply(params, peaks)
+            return features._replace(tokens=jnp.zeros(()))
+
+        expected_gradient = _training_outputs_and_gradient(pooled_only, params, peaks)[1]
+    else:
+        np.testing.assert_allclose(found.tokens, expected.tokens, atol=2e-6)
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.abs(theirs).max()) + 1e-6)
+
+
+def test_a_batch_without_room_loses_its_weakest_peaks_and_only_in_training():
+    small = {**SMALL, "position": "fourier", "dropout": 0.0}
+    peaks = _peaks("fourier")
+    plain, packed = PXRDEncoder(**small), PXRDEncoder(**small, room=7 / 3)
+    params = stir(plain.init(jax.random.key(1), peaks), 0.2)
+    least = np.sort(peaks.intensity[peaks.mask])[-7]
+    strong = peaks.mask & (peaks.intensity >= least)
+    assert strong.sum() == 7 < peaks.mask.sum() == 10
+    expected = plain.apply(params, peaks._replace(mask=strong))
+    found = packed.apply(params, peaks, train=True)
+    np.testing.assert_array_equal(found.mask, strong)
+    np.testing.assert_allclose(found.pooled, expected.pooled, atol=2e-6)
+    np.testing.assert_allclose(found.tokens, expected.tokens, atol=2e-6)
+    everything = packed.apply(params, peaks)
+    np.testing.assert_allclose(everything.pooled, plain.apply(params, peaks).pooled, atol=2e-6)
+
+
+def test_frozen_is_training_without_dropout():
+    model = PXRDEncoder(position="fourier", dropout=0.5, **SMALL)
+    peaks = _peaks("fourier")
+    params = model.init(jax.random.key(1), peaks)
+    frozen = model.apply(params, peaks, True, frozen=True)
+    np.testing.assert_array_equal(frozen.pooled, model.apply(params, peaks).pooled)
 
 
 def test_unknown_form():

@@ -32,7 +32,7 @@ class Condition(NamedTuple):
     """What the generator knows of a pattern."""
 
     pooled: jax.Array  # [n_graph, d] the pattern as a whole
-    tokens: jax.Array  # [n_graph, n_peak, d] its peaks, 0 where padded
+    tokens: jax.Array | None  # [n_graph, n_peak, d] its peaks, 0 where padded; None if not looked at
     mask: jax.Array  # [n_graph, n_peak] bool
     known_lattice: jax.Array  # [n_graph] bool: the lattice state is the true one at all times
 
@@ -95,6 +95,18 @@ def backbone(
     return h[:, :n_node]
 
 
+def _condition(
+    encoder: PXRDEncoder,
+    network: CSPNet | AtomTransformer,
+    peaks: Any,
+    train: bool,
+    frozen: bool,
+) -> Condition:
+    front = not network.cross_attention
+    features = encoder(peaks, train, frozen=frozen, front=front)
+    return Condition(*features, jnp.zeros(len(peaks.mask), bool))
+
+
 def _check_fusion(fusion: str) -> None:
     if fusion not in ("cat", "add"):
         raise ValueError(f'fusion is "{fusion}", expected "cat" or "add"')
@@ -124,10 +136,9 @@ class CCSG(nn.Module):
         self.coord_head = nn.Dense(3, use_bias=False, kernel_init=fan_in_uniform())
         self.lattice_head = nn.Dense(9, use_bias=False, kernel_init=fan_in_uniform())
 
-    def condition(self, peaks: Any, train: bool = False) -> Condition:
-        """Encode patterns (`xtalnet_jax.pxrd.pattern.PeakBatch`)."""
-        unknown = jnp.zeros(len(peaks.mask), bool)
-        return Condition(*self.pxrd_encoder(peaks, train), peaks.mask, unknown)
+    def condition(self, peaks: Any, train: bool = False, frozen: bool = False) -> Condition:
+        """Encode patterns, see `PXRDEncoder`."""
+        return _condition(self.pxrd_encoder, self.decoder, peaks, train, frozen)
 
     def denoise(
         self,
@@ -200,10 +211,9 @@ class FlowCCSG(nn.Module):
         self.lattice_hidden = nn.Dense(self.decoder.width, kernel_init=fan_in_uniform())
         self.lattice_head = nn.Dense(6, kernel_init=small)
 
-    def condition(self, peaks: Any, train: bool = False) -> Condition:
-        """Encode patterns (`xtalnet_jax.pxrd.pattern.PeakBatch`)."""
-        unknown = jnp.zeros(len(peaks.mask), bool)
-        return Condition(*self.pxrd_encoder(peaks, train), peaks.mask, unknown)
+    def condition(self, peaks: Any, train: bool = False, frozen: bool = False) -> Condition:
+        """Encode patterns, see `PXRDEncoder`."""
+        return _condition(self.pxrd_encoder, self.decoder, peaks, train, frozen)
 
     def denoise(
         self,

@@ -96,7 +96,7 @@ class CPCP(nn.Module):
 
     def embed_patterns(self, peaks: Any, train: bool = False) -> Float[Array, "n_graph d"]:
         """Unit vectors of patterns (`xtalnet_jax.pxrd.pattern.PeakBatch`)."""
-        pooled, _ = self.pxrd_encoder(peaks, train)
+        pooled = self.pxrd_encoder(peaks, train, front=True).pooled
         return unit(self.pattern_head(pooled) if self.projection else pooled)
 
     def embed_crystals(self, batch: CrystalBatch, train: bool = False) -> Float[Array, "n_graph d"]:

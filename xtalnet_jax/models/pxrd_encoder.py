@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from xtalnet_jax.models.embeddings import intensity_features, log_fourier
+from xtalnet_jax.models.packed_tokens import strongest
 from xtalnet_jax.models.transformer import Encoder, bert_init, layer_norm
 from xtalnet_jax.pxrd.pattern import PeakBatch
 
 LENGTHS = (0.25, 1000.0)
 """Shortest and longest wave (angstrom) in the features of 1/d; see `log_fourier`."""
+
+
+class PatternFeatures(NamedTuple):
+    """What an encoder makes of patterns."""
+
+    pooled: jax.Array  # [n_graph, d] the pattern as a whole
+    tokens: jax.Array | None  # [n_graph, n_peak, d] its peaks, 0 where padded; None if not wanted
+    mask: jax.Array  # [n_graph, n_peak] bool, which peaks were read
 
 
 class PXRDEncoder(nn.Module):
@@ -28,6 +37,9 @@ class PXRDEncoder(nn.Module):
       waves, so that wavelength, range and step are free. The front token also gets the measured
       range, so that a peak that is absent differs from a peak that was not measured.
 
+    With ``room``, a training batch has room for so many peaks per pattern on average, and no
+    padding beyond these is computed; if its patterns have more together, the weakest are left out.
+
     Source: arXiv 2401.03862, section 4.2.
     """
 
@@ -40,12 +52,25 @@ class PXRDEncoder(nn.Module):
     num_freqs: int = 64
     dtype: Any = None
     remat: bool = False
+    room: float | None = None
 
     @nn.compact
     def __call__(
-        self, peaks: PeakBatch, train: bool = False
-    ) -> tuple[Float[Array, "n_graph d"], Float[Array, "n_graph n_peak d"]]:
-        """Return the pattern's feature and those of its peaks (0 where padded)."""
+        self,
+        peaks: PeakBatch,
+        train: bool = False,
+        *,
+        frozen: bool = False,
+        front: bool = False,
+    ) -> PatternFeatures:
+        """Encode patterns.
+
+        Args:
+            peaks: the patterns.
+            train: with dropout, and within ``room``.
+            frozen: without dropout all the same.
+            front: only the feature of the pattern as a whole is wanted.
+        """
         table = self.position == "table"
         if not table and self.position != "fourier":
             raise ValueError(f'position is "{self.position}", expected "table" or "fourier"')
@@ -55,8 +80,8 @@ class PXRDEncoder(nn.Module):
         x = nn.Dense(self.width, kernel_init=bert_init, name="intensity_0")(x)
         x = jax.nn.relu(layer_norm("intensity_norm")(x))
         x = nn.Dense(self.width, kernel_init=bert_init, name="intensity_1")(x)
-        front = self.param("pattern_token", bert_init, (1, self.width))
-        front = jnp.broadcast_to(front, (x.shape[0], self.width)).astype(x.dtype)
+        front_token = self.param("pattern_token", bert_init, (1, self.width))
+        front_token = jnp.broadcast_to(front_token, (x.shape[0], self.width)).astype(x.dtype)
         if table:
             index = jnp.round(peaks.position).astype(jnp.int32)
             x = x + nn.Embed(2048, self.width, embedding_init=bert_init, name="position")(index)
@@ -65,11 +90,16 @@ class PXRDEncoder(nn.Module):
             x = x + nn.Dense(self.width, name="position")(waves)
             measured = log_fourier(peaks.measured, 16, LENGTHS[0], 16.0)
             measured = measured.reshape(x.shape[0], -1)
-            front = front + nn.Dense(self.width, name="measured")(measured)
-        mask = jnp.pad(peaks.mask, ((0, 0), (1, 0)), constant_values=True)
-        x = jnp.concatenate([front[:, None], x], 1)
+            front_token = front_token + nn.Dense(self.width, name="measured")(measured)
+        seen, num_rows = peaks.mask, None
+        if train and self.room is not None:
+            num_peaks = math.ceil(self.room * len(seen))
+            seen = strongest(seen, intensity, num_peaks)
+            num_rows = num_peaks + len(seen)
+        mask = jnp.pad(seen, ((0, 0), (1, 0)), constant_values=True)
+        x = jnp.concatenate([front_token[:, None], x], 1)
         encoder = Encoder(
             self.ffn, self.heads, self.layers, self.dropout, self.dtype, self.remat, name="encoder"
         )
-        x = encoder(x, mask, train)
-        return x[:, 0], x[:, 1:]
+        x = encoder(x, mask, train and not frozen, num_rows, front)
+        return PatternFeatures(x, None, seen) if front else PatternFeatures(x[:, 0], x[:, 1:], seen)

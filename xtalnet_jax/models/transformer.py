@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from xtalnet_jax.models.fast import Dropout, dot_general, drop, gelu, num_blocks
+from xtalnet_jax.models.packed_tokens import PackedTokens, pack, packed_tokens, unpack
 
 bert_init = nn.initializers.normal(0.02)
 lecun = nn.initializers.lecun_normal()
@@ -93,18 +94,33 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "n_graph n_token d"],
+        x: Float[Array, "*tokens d"],
         mask: Bool[Array, "n_graph n_token"],
         train: bool,
-    ) -> Float[Array, "n_graph n_token d"]:
-        """Mix the tokens; masked ones are not looked at."""
+        packed: PackedTokens | None = None,
+        front: bool = False,
+    ) -> jax.Array:
+        """Mix the tokens; masked ones are not looked at.
+
+        ``x`` holds tokens [n_graph, n_token, d], or rows [n_row, d] if they are ``packed``. With
+        ``front`` what comes out is that of the first tokens alone, [n_graph, d].
+        """
         width = x.shape[-1]
         qkv = dense(3 * width, "qkv", self.dtype)(x)
-        query, key, value = jnp.split(qkv.reshape(*x.shape[:2], 3 * self.heads, -1), 3, 2)
+        if packed is not None:
+            qkv = unpack(qkv, packed)
+        query, key, value = jnp.split(qkv.reshape(*mask.shape, 3 * self.heads, -1), 3, 2)
+        if front:
+            query = query[:, :1]
         dropout = self.dropout if train else 0.0
         rng = self.make_rng("dropout") if dropout else None
         mixed = mixed_values(query, key, value, mask, dropout, rng)
-        return dense(width, "out", self.dtype)(mixed.reshape(x.shape))
+        mixed = mixed.reshape(*mixed.shape[:2], width)
+        if front:
+            mixed = mixed[:, 0]
+        elif packed is not None:
+            mixed = pack(mixed, packed)
+        return dense(width, "out", self.dtype)(mixed)
 
 
 class CrossAttention(nn.Module):
@@ -141,14 +157,19 @@ class EncoderLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "n_graph n_token d"],
+        x: Float[Array, "*tokens d"],
         mask: Bool[Array, "n_graph n_token"],
         train: bool,
-    ) -> Float[Array, "n_graph n_token d"]:
-        """Apply the layer; the residual stream keeps its own type."""
+        packed: PackedTokens | None = None,
+        front: bool = False,
+    ) -> jax.Array:
+        """Apply the layer (`SelfAttention` on shapes); the residual stream keeps its own type."""
         drop = Dropout(self.dropout)
         attention = SelfAttention(self.heads, self.dropout, self.dtype, name="attention")
-        mixed = attention(layer_norm("attention_norm", self.dtype)(x), mask, train)
+        normed = layer_norm("attention_norm", self.dtype)(x)
+        mixed = attention(normed, mask, train, packed, front)
+        if front:
+            x = x[:, 0] if packed is None else x[packed.row[:, 0]]
         x = x + drop(mixed, deterministic=not train).astype(x.dtype)
         y = layer_norm("ffn_norm", self.dtype)(x)
         y = dense(self.ffn, "fc1", self.dtype)(y)
@@ -173,14 +194,36 @@ class Encoder(nn.Module):
         x: Float[Array, "n_graph n_token d"],
         mask: Bool[Array, "n_graph n_token"],
         train: bool,
-    ) -> Float[Array, "n_graph n_token d"]:
-        """Encode embeddings; masked tokens come out as 0 and influence nothing."""
-        real = mask[..., None]
+        num_rows: int | None = None,
+        front: bool = False,
+    ) -> jax.Array:
+        """Encode embeddings; masked tokens come out as 0 and influence nothing.
+
+        Args:
+            x: embeddings.
+            mask: which tokens are real; with ``front`` the first of each graph must be.
+            train: with dropout.
+            num_rows: compute the dense layers on so many rows, into which the real tokens must fit;
+                by default on all tokens.
+            front: return the first token of each graph alone, [n_graph, d]; the last layer then
+                computes no other.
+        """
+        packed = None
+        if num_rows is not None and num_rows < mask.size:
+            packed = packed_tokens(mask, num_rows)
+            x = pack(x, packed)
         x = layer_norm("embedding_norm")(x)
         x = Dropout(self.dropout)(x, deterministic=not train)
-        x = jnp.where(real, x, 0.0)
-        layer = nn.remat(EncoderLayer, static_argnums=(3,)) if self.remat else EncoderLayer
+        if packed is None:
+            x = jnp.where(mask[..., None], x, 0.0)
+        layer = nn.remat(EncoderLayer, static_argnums=(3, 5)) if self.remat else EncoderLayer
         for i in range(self.layers):
-            name = f"layer_{i}"
-            x = layer(self.ffn, self.heads, self.dropout, self.dtype, name=name)(x, mask, train)
-        return jnp.where(real, layer_norm("final_norm")(x), 0.0)
+            last = front and i == self.layers - 1
+            block = layer(self.ffn, self.heads, self.dropout, self.dtype, name=f"layer_{i}")
+            x = block(x, mask, train, packed, last)
+        x = layer_norm("final_norm")(x)
+        if front:
+            return x
+        if packed is not None:
+            x = unpack(x, packed)
+        return jnp.where(mask[..., None], x, 0.0)

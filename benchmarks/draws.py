@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from benchmarks.inputs import write
 from xtalnet_jax import compilation, tasks
 from xtalnet_jax.crystals.crystal import Crystal
-from xtalnet_jax.data.batches import gather
+from xtalnet_jax.data.examples import gather
 from xtalnet_jax.data.fixtures import load_set
 from xtalnet_jax.data.packed import PackedSet
 from xtalnet_jax.pretrained.weights import load_weights

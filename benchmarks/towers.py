@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from benchmarks.inputs import parser, write
 from xtalnet_jax import compilation, tasks
-from xtalnet_jax.data.batches import buckets_for, gather
+from xtalnet_jax.data.batches import buckets_for
+from xtalnet_jax.data.examples import gather
 from xtalnet_jax.data.fixtures import load_set
 from xtalnet_jax.data.packed import PackedSet
 from xtalnet_jax.evaluation.retrieval import RetrievalReport, retrieval_report

@@ -4,8 +4,11 @@
 
 Runs forward, backward and Adam of both published recipes (``configs/cpcp_hmof100.py`` and
 ``configs/ccsg_hmof100.py``, networks 512 wide) on the reference's own two input batches, each case
-in a fresh process. ``buckets`` cuts the crystals into batches of similar size, as training does
-(a rate is all crystals over the time of all batches); ``one batch`` pads them all to the largest.
+in a fresh process. ``buckets`` cuts the crystals into batches of similar size, as training does by
+default (a rate is all crystals over the time of all batches). ``mixed`` puts them all into one
+batch with one update, each padded to the size of its bucket and none of its peaks padded, as
+training does with ``data.mixed`` and ``model.encoder.room``. ``one batch`` pads them all to the
+largest.
 Ratios are to the reference's figures in `benchmarks.inputs`.
 """
 
@@ -28,7 +31,7 @@ from benchmarks.inputs import (
     peak_gb,
     write,
 )
-from xtalnet_jax.data.batches import BucketedBatches
+from xtalnet_jax.data.batches import BucketedBatches, MixedBatches
 from xtalnet_jax.data.packed import PackedSet
 
 MODULE = "benchmarks.training"
@@ -60,8 +63,12 @@ def make_step(config: Any, example: Any) -> tuple[Any, Any]:
     return jax.jit(make_train_step(task, tx, schedule, frozen), donate_argnums=0), state
 
 
-def cut(packed: PackedSet, edges: tuple[int, ...]) -> list[Any]:
-    """Cut the set into one batch for each bucket of sizes."""
+def cut(packed: PackedSet, edges: tuple[int, ...], layout: str) -> list[Any]:
+    """Cut the set into one batch for each bucket of sizes, or into a single one."""
+    if layout == "mixed":
+        return [MixedBatches(packed, edges, batch_size=packed.num_crystals).batch(0)]
+    if layout == "one batch":
+        edges = (int(packed.num_atoms.max()),)
     members = np.bincount(np.searchsorted(edges, packed.num_atoms), minlength=len(edges))
     rows = {n: max(int(m), 1) for n, m in zip(edges, members)}
     source = BucketedBatches(packed, edges, batch_sizes=rows, shuffle=False)
@@ -72,10 +79,11 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Time the steps of one case in this process."""
     packed = load_inputs(case["inputs"], case["size"])
     edges = SIZES[case["size"]].edges
-    if case["layout"] == "one batch":
-        edges = (int(packed.num_atoms.max()),)
-    batches = cut(packed, edges)
-    step, state = make_step(recipe(case["task"], case["overrides"]), batches[0])
+    batches = cut(packed, edges, case["layout"])
+    overrides = dict(case["overrides"])
+    if case["layout"] == "mixed":  # room for every peak
+        overrides["model.encoder.room"] = float((packed.peaks_strength > 0).sum(1).mean())
+    step, state = make_step(recipe(case["task"], overrides), batches[0])
     wall = processor = 0.0
     losses = []
     for batch in map(jax.device_put, batches):
@@ -101,7 +109,7 @@ def main() -> None:
     """Measure all cases and write the table."""
     arguments = input_parser(__doc__, "results/training_speed.json")
     arguments.add_argument("--task", nargs="+", default=["ccsg", "cpcp"])
-    arguments.add_argument("--layout", nargs="+", default=["buckets", "one batch"])
+    arguments.add_argument("--layout", nargs="+", default=["mixed", "buckets", "one batch"])
     args = parse(arguments, measure)
     rows = []
     for task in args.task:

@@ -54,6 +54,7 @@ def base(task: str) -> ConfigDict:
                 "budget_pairs": 6400,  # atom pairs a step: the batch of a bucket is budget / n^2
                 "max_batch": 64,
                 "min_batch": 8,
+                "mixed": False,  # True: every batch holds crystals of all buckets
             },
             "pattern": {
                 "source": "lines",  # simulated in the step; "own": the peaks the data set came with

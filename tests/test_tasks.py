@@ -13,7 +13,8 @@ import pytest
 from tests.solve import tiny
 from xtalnet_jax import tasks
 from xtalnet_jax.crystals.crystal import CrystalBatch
-from xtalnet_jax.data.batches import Example
+from xtalnet_jax.crystals.sizes import Sizes
+from xtalnet_jax.data.examples import Example
 from xtalnet_jax.pxrd.pattern import CU_KALPHA, Lines, PeakBatch, inv_d_from_two_theta
 
 VARIANTS = {
@@ -42,7 +43,7 @@ def setup(name: str) -> tuple[Any, Any, Any]:
 
 
 def padded(example: Example, more: int = 3) -> Example:
-    """The same batch with empty crystals behind, as `data.batches` makes them."""
+    """The same batch with empty crystals behind, as `data.examples` makes them."""
     crystals = CrystalBatch(
         np.pad(example.crystals.atomic_numbers, ((0, more), (0, 0))),
         np.pad(example.crystals.frac_coords, ((0, more), (0, 0), (0, 0))),
@@ -131,6 +132,29 @@ def test_loss_and_gradients_are_finite_and_reach_every_parameter(name):
     assert alive > 0.5
     encoder = [g for path, g in flat if "pxrd_encoder" in jax.tree_util.keystr(path)]
     assert any(np.abs(g).max() > 0 for g in encoder)
+
+
+@pytest.mark.parametrize("name", ["cpcp", "flow", "ccsg"])
+def test_a_batch_of_mixed_sizes_has_the_loss_and_gradients_of_one_padded_batch(name):
+    task, params, example = setup(name)
+    count = np.asarray(example.crystals.num_atoms)
+    order = np.argsort(count, kind="stable")
+    assert count.min() < count.max()
+    half = len(order) // 2
+    sizes = Sizes((half, len(order) - half), (int(count[order[half - 1]]), int(count.max())))
+    one = jax.tree.map(lambda x: np.asarray(x)[order], example)
+    largest = one.crystals.atomic_numbers.shape[1]
+    assert sizes.num_nodes[0] < sizes.num_nodes[1] <= largest
+
+    @jax.jit
+    def loss(params: Any, batch: Any) -> jax.Array:
+        return task.loss(params, jax.random.key(2), batch, True, None)[0]
+
+    value, grads = jax.value_and_grad(loss)(params, one)
+    mixed_value, mixed_grads = jax.value_and_grad(loss)(params, one._replace(sizes=sizes))
+    assert mixed_value == pytest.approx(float(value), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(mixed_grads)):
+        np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, float(np.abs(a).max())))
 
 
 @pytest.mark.parametrize(("name", "train"), [("cpcp", True), ("flow", True), ("ccsg", False)])

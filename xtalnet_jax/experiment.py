@@ -19,7 +19,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xtalnet_jax import tasks
-from xtalnet_jax.data.batches import BucketedBatches, ResidentBatches, count_crystals
+from xtalnet_jax.data.batches import (
+    BucketedBatches,
+    MixedBatches,
+    ResidentBatches,
+    count_crystals,
+)
 from xtalnet_jax.data.fixtures import load_set
 from xtalnet_jax.data.packed import PackedSet
 from xtalnet_jax.pretrained.merge import merge_params
@@ -30,9 +35,10 @@ from xtalnet_jax.training.state import averaged_params
 
 def batches(
     config: ConfigDict, packed: PackedSet, shuffle: bool
-) -> BucketedBatches | ResidentBatches:
+) -> BucketedBatches | MixedBatches | ResidentBatches:
     """Cut the set into batches as ``config.data`` says; on an accelerator the set lives there."""
-    cut = BucketedBatches(
+    kind = MixedBatches if config.data.get("mixed", False) else BucketedBatches
+    cut = kind(
         packed,
         config.data.num_atoms_buckets,
         budget_pairs=config.data.budget_pairs,

@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from xtalnet_jax.contrastive.infonce import info_nce
 from xtalnet_jax.crystals.crystal import CrystalBatch
-from xtalnet_jax.data.batches import Example
+from xtalnet_jax.crystals.sizes import Sizes
+from xtalnet_jax.data.examples import Example
 from xtalnet_jax.diffusion import flow, flow_sampler, losses, sampler
 from xtalnet_jax.diffusion.lattice_code import LatticeStats, decode, fit_stats
 from xtalnet_jax.diffusion.schedules import make_schedules
@@ -185,7 +186,12 @@ def cpcp_task(config: ConfigDict) -> Task:
         key_peaks, key_dropout = jax.random.split(key)
         peaks = peaks_of(key_peaks, example, train)
         patterns, crystals, scale = model.apply(
-            params, peaks, example.crystals, train, rngs={"dropout": key_dropout}
+            params,
+            peaks,
+            example.crystals,
+            train,
+            example.sizes,
+            rngs={"dropout": key_dropout},
         )
         return info_nce(patterns, crystals, scale, example.crystals.graph_mask, axis_name=axis_name)
 
@@ -275,7 +281,8 @@ def _generation_task(
         )
         known = flow.draw_known(key_known, len(example.crystals.atomic_numbers), share)
         condition = condition._replace(known_lattice=known)
-        denoise_fn = _bind(model, params, condition, example.crystals, config)
+        crystals = example.crystals
+        denoise_fn = _bind(model, params, condition, crystals, config, example.sizes)
         return loss_of(denoise_fn, key_noise, example.crystals, known)
 
     return Task(init, loss, name)
@@ -327,18 +334,34 @@ def _bind(
     condition: Condition,
     crystals: CrystalBatch,
     config: ConfigDict,
+    sizes: Sizes | None = None,
 ) -> DenoiseFn:
-    """Bind everything but the noisy state; distances in the flow come from the decoded cell."""
+    """Bind everything but the noisy state; distances in the flow come from the decoded cell.
+
+    With ``sizes`` the network runs on each group of rows at its own padded size.
+    """
     uses_distances = config.task == "flow" and config.model.network.get("num_radial", 0)
+
+    numbers = jnp.asarray(crystals.atomic_numbers)
 
     def denoise(x: jax.Array, lattice: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         extra = {}
         if uses_distances:
             cell = decode(lattice, crystals.num_atoms, _stats(config))
             extra["metric"] = jax.lax.stop_gradient(jnp.einsum("gik,gjk->gij", cell, cell))
-        numbers = jnp.asarray(crystals.atomic_numbers)
-        args = (condition, numbers, x, lattice, t)
-        return model.apply(params, *args, **extra, method="denoise")
+
+        def part(rows: slice, n_node: int) -> tuple[jax.Array, jax.Array]:
+            own, cell, time, metric = jax.tree.map(
+                lambda a: a[rows], (condition, lattice, t, extra)
+            )
+            atoms = numbers[rows, :n_node], x[rows, :n_node]
+            coord, cell = model.apply(params, own, *atoms, cell, time, **metric, method="denoise")
+            return jnp.pad(coord, ((0, 0), (0, x.shape[1] - n_node), (0, 0))), cell
+
+        if sizes is None:
+            return part(slice(None), x.shape[1])
+        parts = [part(*group) for group in sizes.groups(len(x))]
+        return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
 
     return denoise
 

@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks import towers
 from configs import cpcp
 from xtalnet_jax import tasks
-from xtalnet_jax.data.batches import gather
+from xtalnet_jax.data.examples import gather
 from xtalnet_jax.data.fixtures import load_set
 from xtalnet_jax.pretrained.safetensors_io import save_safetensors
 

@@ -9,12 +9,12 @@ from tests.data import cases
 from xtalnet_jax.data import packed as packed_sets
 from xtalnet_jax.data.batches import (
     BucketedBatches,
-    Example,
+    MixedBatches,
     ResidentBatches,
     buckets_for,
     count_crystals,
-    gather,
 )
+from xtalnet_jax.data.examples import Example, gather
 from xtalnet_jax.training.task import BatchSource, ResidentSource
 
 NUM = 53
@@ -78,7 +78,8 @@ def test_content_padding_and_shapes(packed):
     batches = BucketedBatches(packed, batch_sizes={4: 8, 8: 4, 12: 3, 16: 2, 20: 2})
     sizes = {4: 8, 8: 4, 12: 3, 16: 2, 20: 2}
     for batch in epoch_of(batches):
-        crystals, lines, index, peaks = batch
+        crystals, lines, index, peaks, group_sizes = batch
+        assert group_sizes is None  # one size for all
         assert peaks is None  # this set came without patterns of its own
         n_graph, n_node = crystals.atomic_numbers.shape
         assert sizes[n_node] == n_graph
@@ -139,6 +140,66 @@ def test_resident_batches_are_the_same_batches(packed):
         assert isinstance(found, Example)
         assert_equal(found, expected)
     assert fetch._cache_size() == len(batches.num_nodes)  # one compilation per bucket
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("num_devices", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 9, 500])
+def test_mixed_batches_hold_every_crystal_once_an_epoch(packed, shuffle, num_devices, batch_size):
+    options = {"shuffle": shuffle, "num_devices": num_devices, "batch_size": batch_size}
+    batches = MixedBatches(packed, **options)
+    for epoch in (0, 2):
+        index = order(batches, epoch)
+        np.testing.assert_array_equal(np.sort(index[index >= 0]), np.arange(NUM))
+
+
+def test_mixed_batches_have_one_shape_and_sorted_rows_on_every_device(packed):
+    batches = MixedBatches(packed, batch_size=9, num_devices=2)
+    assert batches.num_steps_per_epoch == round(NUM / 18)
+    assert 9 <= sum(batches.sizes.num_rows) <= 9 + len(batches.num_nodes)
+    for batch in epoch_of(batches):
+        assert batch.sizes == batches.sizes
+        assert batch.crystals.atomic_numbers.shape == (batches.shapes()[0][1], 20)
+        for device in np.split(batch.crystals.atomic_numbers, 2):
+            count = (device > 0).sum(1)
+            for rows, nodes in batches.sizes.groups(len(device)):
+                real = count[rows][count[rows] > 0]
+                assert ((real > nodes - 4) & (real <= nodes)).all()
+
+
+def test_mixed_batches_are_a_pure_function_of_the_step(packed):
+    first, second = (MixedBatches(packed, batch_size=9, seed=5) for _ in range(2))
+    for step in (7, 0, 3, 7):
+        assert_equal(first.batch(step), second.batch(step))
+    assert not np.array_equal(order(first, 0), order(first, 1))
+    assert not np.array_equal(order(first, 0), order(MixedBatches(packed, batch_size=9), 0))
+
+
+def test_mixed_batches_on_the_device_are_the_same(packed):
+    batches = MixedBatches(packed, batch_size=9)
+    resident = ResidentBatches(batches)
+    assert isinstance(batches, BatchSource)
+    fetch = jax.jit(resident.gather)
+    for step in range(batches.num_steps_per_epoch):
+        found = fetch(resident.resident, resident.batch(step))
+        assert_equal(found, batches.batch(step))
+        assert count_crystals(resident.batch(step)) == count_crystals(batches.batch(step))
+    assert fetch._cache_size() == 1
+    kind = resident.kinds()[0]
+    assert {k: v.shape for k, v in kind.items()} == {
+        k: v.shape for k, v in resident.batch(0).items()
+    }
+
+
+def test_mixed_batches_keep_to_the_budget_of_pairs(packed):
+    batches = MixedBatches(packed, budget_pairs=2000, batch_size_range=(1, 64))
+    sizes = batches.sizes
+    pairs = sum(rows * n**2 for rows, n in zip(sizes.num_rows, sizes.num_nodes))
+    assert 1000 < pairs < 2000 + sum(n**2 for n in sizes.num_nodes)
+    with pytest.raises(ValueError, match="at least one crystal, got batch size 0"):
+        MixedBatches(packed, batch_size=0)
+    with pytest.raises(ValueError, match="more atoms than the largest bucket 8"):
+        MixedBatches(packed, (4, 8))
 
 
 def test_gather_takes_any_leading_axes(packed):

@@ -162,6 +162,7 @@ def test_front_token_and_packing_change_no_number(remat, front):
     np.testing.assert_allclose(found.pooled, expected.pooled, atol=2e-6)
     np.testing.assert_array_equal(found.mask, expected.mask)
     if front:
+
         def pooled_only(params, peaks):
             features = plain.apply(params, peaks)
             return features._replace(tokens=jnp.zeros(()))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from xtalnet_jax.data.batches import gather
+from xtalnet_jax.data.examples import gather
 from xtalnet_jax.data.fixtures import textbook_set
 from xtalnet_jax.pretrained.merge import merge_params
 from xtalnet_jax.pretrained.safetensors_io import load_safetensors, save_safetensors

@@ -32,7 +32,7 @@ class Condition(NamedTuple):
     """What the generator knows of a pattern."""
 
     pooled: jax.Array  # [n_graph, d] the pattern as a whole
-    tokens: jax.Array | None  # [n_graph, n_peak, d] its peaks, 0 where padded; None if not looked at
+    tokens: jax.Array | None  # [n_graph, n_peak, d] its peaks, 0 where padded; None if unused
     mask: jax.Array  # [n_graph, n_peak] bool
     known_lattice: jax.Array  # [n_graph] bool: the lattice state is the true one at all times
 

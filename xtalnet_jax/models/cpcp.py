@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from xtalnet_jax.crystals import lattice as lattice_maths
 from xtalnet_jax.crystals.crystal import CrystalBatch
+from xtalnet_jax.crystals.sizes import Sizes
 from xtalnet_jax.models.cspnet import CSPNet, node_graph
 from xtalnet_jax.models.embeddings import fan_in_uniform
 from xtalnet_jax.models.kinds import module_of_kind
@@ -99,8 +100,15 @@ class CPCP(nn.Module):
         pooled = self.pxrd_encoder(peaks, train, front=True).pooled
         return unit(self.pattern_head(pooled) if self.projection else pooled)
 
-    def embed_crystals(self, batch: CrystalBatch, train: bool = False) -> Float[Array, "n_graph d"]:
-        """Unit vectors of crystals; 0 for a padded one. ``train`` changes nothing (no dropout)."""
+    def embed_crystals(
+        self, batch: CrystalBatch, train: bool = False, sizes: Sizes | None = None
+    ) -> Float[Array, "n_graph d"]:
+        """Unit vectors of crystals; 0 for a padded one. ``train`` changes nothing (no dropout).
+
+        With ``sizes`` each group of rows is computed at its own padded size.
+        """
+        if sizes is not None:
+            return jnp.concatenate([self.embed_crystals(part) for part in sizes.split(batch)])
         del train
         batch = jax.tree.map(jnp.asarray, batch)
         mask = batch.atomic_numbers > 0
@@ -135,11 +143,12 @@ class CPCP(nn.Module):
         return unit(self.crystal_head(mean))
 
     def __call__(
-        self, peaks: Any, batch: CrystalBatch, train: bool = False
+        self, peaks: Any, batch: CrystalBatch, train: bool = False, sizes: Sizes | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return unit vectors of patterns and crystals [n_graph, d] and the scale of their cosine.
 
         The scale is ``min(exp(logit_scale), 100)``; it starts at ``exp(init_log_scale)``.
         """
         scale = jnp.minimum(jnp.exp(self.logit_scale), MAX_SCALE)
-        return self.embed_patterns(peaks, train), self.embed_crystals(batch, train), scale
+        crystals = self.embed_crystals(batch, train, sizes)
+        return self.embed_patterns(peaks, train), crystals, scale

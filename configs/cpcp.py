@@ -36,6 +36,7 @@ def get_config(arg: str = ""):
             "layers": 8,
             "dropout": 0.1,
             "position": "fourier",
+            "room": 0.0,  # peaks per pattern that a training batch has room for; 0: for all
             "dtype": "float32",  # "bfloat16": of the products, where the hardware is quick at them
         },
         "network": {"width": 512, "layers": 6, "num_freqs": 128},

@@ -18,6 +18,7 @@ ENCODER = {
     "layers": 8,
     "dropout": 0.1,
     "position": "table",
+    "room": 0.0,  # peaks per pattern that a training batch has room for; 0: for all
 }
 NETWORK = {"width": 512, "layers": 6, "num_freqs": 128}
 

@@ -202,3 +202,10 @@ def test_frozen_is_training_without_dropout():
 def test_unknown_form():
     with pytest.raises(ValueError, match='expected "table" or "fourier"'):
         PXRDEncoder(position="angle", **SMALL).init(jax.random.key(0), _peaks("table"))
+
+
+def test_negative_room_is_refused():
+    with pytest.raises(ValueError, match=r"room is -1\.0, expected peaks per pattern"):
+        PXRDEncoder(position="fourier", room=-1.0, **SMALL).init(
+            jax.random.key(0), _peaks("fourier")
+        )

@@ -87,7 +87,7 @@ def backbone(
         frac_coords = jnp.concatenate([frac_coords, centre], 1)
         node_mask = jnp.pad(node_mask, ((0, 0), (0, 1)), constant_values=True)
     extra = {}
-    if network.cross_attention:
+    if network.cross_attention and condition.tokens is not None:
         tokens = jnp.concatenate([condition.pooled[:, None], condition.tokens], 1)
         token_mask = jnp.pad(condition.mask, ((0, 0), (1, 0)), constant_values=True)
         extra = {"tokens": tokens, "token_mask": token_mask}

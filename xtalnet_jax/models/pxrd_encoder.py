@@ -37,7 +37,7 @@ class PXRDEncoder(nn.Module):
       waves, so that wavelength, range and step are free. The front token also gets the measured
       range, so that a peak that is absent differs from a peak that was not measured.
 
-    With ``room``, a training batch has room for so many peaks per pattern on average, and no
+    With ``room`` > 0 a training batch has room for so many peaks per pattern on average, and no
     padding beyond these is computed; if its patterns have more together, the weakest are left out.
 
     Source: arXiv 2401.03862, section 4.2.
@@ -52,7 +52,7 @@ class PXRDEncoder(nn.Module):
     num_freqs: int = 64
     dtype: Any = None
     remat: bool = False
-    room: float | None = None
+    room: float = 0.0
 
     @nn.compact
     def __call__(
@@ -74,6 +74,8 @@ class PXRDEncoder(nn.Module):
         table = self.position == "table"
         if not table and self.position != "fourier":
             raise ValueError(f'position is "{self.position}", expected "table" or "fourier"')
+        if self.room < 0:
+            raise ValueError(f"room is {self.room}, expected peaks per pattern, or 0 for all")
         peaks = jax.tree.map(jnp.asarray, peaks)
         intensity = peaks.intensity
         x = intensity[..., None] if table else intensity_features(intensity)
@@ -92,7 +94,7 @@ class PXRDEncoder(nn.Module):
             measured = measured.reshape(x.shape[0], -1)
             front_token = front_token + nn.Dense(self.width, name="measured")(measured)
         seen, num_rows = peaks.mask, None
-        if train and self.room is not None:
+        if train and self.room:
             num_peaks = math.ceil(self.room * len(seen))
             seen = strongest(seen, intensity, num_peaks)
             num_rows = num_peaks + len(seen)

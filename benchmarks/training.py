@@ -63,7 +63,7 @@ def make_step(config: Any, example: Any) -> tuple[Any, Any]:
     return jax.jit(make_train_step(task, tx, schedule, frozen), donate_argnums=0), state
 
 
-def cut(packed: PackedSet, edges: tuple[int, ...], layout: str) -> list[Any]:
+def cut(packed: PackedSet, edges: tuple[int, ...], layout: str = "buckets") -> list[Any]:
     """Cut the set into one batch for each bucket of sizes, or into a single one."""
     if layout == "mixed":
         return [MixedBatches(packed, edges, batch_size=packed.num_crystals).batch(0)]

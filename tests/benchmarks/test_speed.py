@@ -52,16 +52,16 @@ def test_inputs_survive_the_way_into_a_recipe(folder: Path) -> None:
     with np.load(folder / inputs.SIZES["MP-20"].file) as data:
         assert [len(packed.crystal(k).atomic_numbers) for k in range(3)] == [2, 3, 6]
         np.testing.assert_array_equal(packed.crystal(2).frac_coords, data["frac_coords"][5:])
-        (batch,) = training.cut(packed, (6,))
+        (batch,) = training.cut(packed, (6,), "one batch")
         peaks = to_form(batch.peaks, training.recipe("cpcp", {}))
         np.testing.assert_array_equal(peaks.mask, data["peak_intensity"] > 0)
         expected = np.where(peaks.mask, data["peak_id"], 0)
         np.testing.assert_array_equal(peaks.position, expected)
 
 
-@pytest.mark.parametrize("task", ["ccsg", "cpcp"])
-def test_training_step_is_timed(folder: Path, task: str) -> None:
-    found = training.measure(case(folder, task=task, layout="buckets"))
+@pytest.mark.parametrize(("task", "layout"), [("ccsg", "buckets"), ("cpcp", "mixed")])
+def test_training_step_is_timed(folder: Path, task: str, layout: str) -> None:
+    found = training.measure(case(folder, task=task, layout=layout))
     assert found["crystals_per_s"] > 0
     assert 0.05 < found["peak_gb"] < 64
 

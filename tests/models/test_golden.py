@@ -66,7 +66,7 @@ def check_cpcp(golden, size, batch_name, kind):
 
     @jax.jit
     def compute(params, batch):
-        pooled, tokens = model.apply(params, batch.peaks, method=lambda m, p: m.pxrd_encoder(p))
+        pooled, tokens, _ = model.apply(params, batch.peaks, method=lambda m, p: m.pxrd_encoder(p))
         patterns, crystals, scale = model.apply(params, batch.peaks, batch.crystals)
         loss, logits = _contrastive_loss(model, params, batch)
         return {
@@ -163,7 +163,10 @@ def test_every_layer(golden, batch_name):
     for i in range(3):
         (tokens,) = found["pxrd_encoder"]["encoder"][f"layer_{i}"]["__call__"]
         reference = expected[f"layer/pxrd.sentence_encoder.layers.{i}"]
-        assert relative(np.asarray(tokens)[real], reference[real]) < 1e-5
+        if i == 2:  # of the last layer the front token alone is computed
+            assert relative(tokens, reference[:, 0]) < 1e-5
+        else:
+            assert relative(np.asarray(tokens)[real], reference[real]) < 1e-5
         (atoms,) = found["crystal_network"][f"layer_{i}"]["__call__"]
         assert (
             relative(np.asarray(atoms)[batch.mask], expected[f"layer/crystal.csp_layer_{i}"]) < 1e-5

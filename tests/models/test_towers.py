@@ -167,10 +167,12 @@ def test_everything_matters_to_both_outputs(generator, what):
 
 def test_peak_tokens_reach_the_flow_but_not_the_paper_s_network(generator):
     model, _, condition, denoise, args = generator
+    if not isinstance(model, FlowCCSG):
+        assert condition.tokens is None
+        return
     before = denoise(condition, *args)
     after = denoise(condition._replace(tokens=condition.tokens + 0.5), *args)
-    change = max(float(jnp.abs(a - b).max()) for a, b in zip(after, before))
-    assert (change > 1e-4) == isinstance(model, FlowCCSG)
+    assert max(float(jnp.abs(a - b).max()) for a, b in zip(after, before)) > 1e-4
 
 
 def test_order_and_origin_of_atoms(generator):

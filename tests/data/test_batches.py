@@ -167,6 +167,12 @@ def test_mixed_batches_have_one_shape_and_sorted_rows_on_every_device(packed):
                 assert ((real > nodes - 4) & (real <= nodes)).all()
 
 
+def test_mixed_batches_give_all_devices_fair_shares(packed):
+    batches = MixedBatches(packed, batch_size=5, num_devices=3)
+    real = [(b.index.reshape(3, -1) >= 0).sum(1) for b in epoch_of(batches)]
+    assert np.max(real) - np.min(real) <= 1
+
+
 def test_mixed_batches_are_a_pure_function_of_the_step(packed):
     first, second = (MixedBatches(packed, batch_size=9, seed=5) for _ in range(2))
     for step in (7, 0, 3, 7):

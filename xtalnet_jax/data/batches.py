@@ -227,12 +227,14 @@ class MixedBatches:
     def _make_plan(self, epoch: int) -> np.ndarray:
         """Rows [num_steps, n_graph] of one epoch, dealt so that each step gets like shares."""
         rng = np.random.default_rng((self._seed, epoch))
-        columns = []
+        columns, num_empty = [], 0
         for rows, size in zip(self._members, self.sizes.num_rows):
             rows = rng.permutation(rows) if self._shuffle else rows
             padded = np.full((size, self.num_steps_per_epoch * self._num_devices), PAD, np.int32)
             padded.reshape(-1)[: len(rows)] = rows
-            columns.append(padded.T)
+            # Empty places of one bucket follow those of the last, so that none has them all.
+            columns.append(np.roll(padded.T, -num_empty, 0))
+            num_empty += padded.size - len(rows)
         return np.concatenate(columns, 1).reshape(self.num_steps_per_epoch, -1)
 
 

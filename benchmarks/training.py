@@ -49,6 +49,7 @@ def recipe(task: str, overrides: dict[str, Any]) -> Any:
 
 def make_step(config: Any, example: Any) -> tuple[Any, Any]:
     """Return the compiled training step of a recipe, and its first state."""
+    from xtalnet_jax.compilation import step_options
     from xtalnet_jax.tasks import task_from_config
     from xtalnet_jax.training.config import complete_config
     from xtalnet_jax.training.optim import frozen_mask, make_optimizer, make_schedule
@@ -60,7 +61,8 @@ def make_step(config: Any, example: Any) -> tuple[Any, Any]:
     frozen = frozen_mask(jax.eval_shape(task.init, key, example), train.freeze)
     tx, schedule = make_optimizer(train, frozen), make_schedule(train.optim, 10_000, 10)
     state = jax.jit(lambda: init_state(task.init(key, example), tx, False, 10_000))()
-    return jax.jit(make_train_step(task, tx, schedule, frozen), donate_argnums=0), state
+    step = make_train_step(task, tx, schedule, frozen)
+    return jax.jit(step, donate_argnums=0, compiler_options=step_options()), state
 
 
 def cut(packed: PackedSet, edges: tuple[int, ...], layout: str = "buckets") -> list[Any]:

@@ -29,9 +29,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from xtalnet_jax.models import transformer
+from xtalnet_jax.models.attention import attend
 from xtalnet_jax.models.embeddings import fan_in_uniform
 from xtalnet_jax.models.pairs import pair_features, separation
-from xtalnet_jax.models.transformer import CrossAttention, attend, layer_norm
+from xtalnet_jax.models.transformer import CrossAttention, layer_norm
 
 SLOPES = (2.0, 0.1)
 """Of the first and the last head before training, in logits per angstrom; geometric between."""
@@ -131,7 +132,7 @@ class AtomLayer(nn.Module):
         if distance is not None:
             slope = self.param("slope", lambda _: jnp.geomspace(*SLOPES, self.heads))
             bias = bias - slope[None, :, None, None] * distance[:, None]
-        weight, value = attend(query, key, value, mask, bias)
+        weight = attend(query, key, mask, bias)
         mixed = jnp.einsum("ghij,gjhd->gihd", weight, value)
         seen = jnp.einsum("ghij,gijp->gihp", weight, pairs)
         mixed = jnp.concatenate([mixed, seen], -1).reshape(n_graph, n_node, -1)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 _ROWS = (((1,), (0,)), ((), ()))
 
-CACHE_BYTES = 6_000_000
+CACHE_BYTES = 4_000_000
 """Of one array that several operations go over in turn, see `num_blocks`."""
 
 
@@ -127,10 +127,14 @@ def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return x ^ (x >> 15)
 
 
+def kept(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
+    """Which numbers dropout leaves, each dropped with probability ``rate``."""
+    return random_bits(key, shape) >= jnp.uint32(round(rate * 2**32))
+
+
 def drop(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
     """Set each number to 0 with probability ``rate`` and divide the others by ``1 - rate``."""
-    keep = random_bits(key, x.shape) >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+    return jnp.where(kept(key, x.shape, rate), x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
 class Dropout(nn.Module):

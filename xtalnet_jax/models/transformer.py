@@ -1,4 +1,4 @@
-"""Masked pre-LN transformer encoder, and the attention it is made of."""
+"""Masked pre-LN transformer encoder, and cross-attention from atoms to what it makes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from xtalnet_jax.models.fast import Dropout, dot_general, drop, gelu, num_blocks
+from xtalnet_jax.models.attention import mixed_rows, mixed_values
+from xtalnet_jax.models.fast import Dropout, dot_general, gelu
 from xtalnet_jax.models.packed_tokens import PackedTokens, pack, packed_tokens, unpack
 
 bert_init = nn.initializers.normal(0.02)
@@ -25,63 +25,6 @@ def dense(features: int, name: str, dtype: Any = None, init: Any = bert_init) ->
 def layer_norm(name: str, dtype: Any = None) -> nn.LayerNorm:
     """LayerNorm with the reference's epsilon and the two-pass variance."""
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
-
-
-def attend(
-    query: Float[Array, "n_graph n_query n_head d"],
-    key: Float[Array, "n_graph n_key n_head d"],
-    value: Float[Array, "n_graph n_key n_head d"],
-    mask: Bool[Array, "n_graph n_key"],
-    bias: Float[Array, "n_graph n_head n_query n_key"] | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Attention weights [n_graph, n_head, n_query, n_key] and the values, scale 1/sqrt(d).
-
-    ``bias`` is added to the scaled scores.
-    Masked keys get weight 0; a query without any key gets weights 0, not NaN.
-    """
-    scale = 1.0 / np.sqrt(query.shape[-1])
-    score = jnp.einsum("bqhd,bkhd->bhqk", query * jnp.asarray(scale, query.dtype), key)
-    score = score.astype(jnp.promote_types(score.dtype, jnp.float32))
-    if bias is not None:
-        score = score + bias
-    allowed = mask[:, None, None]
-    weight = jax.nn.softmax(jnp.where(allowed, score, jnp.finfo(score.dtype).min), -1)
-    return jnp.where(allowed, weight, 0.0).astype(value.dtype), value
-
-
-def mixed_values(
-    query: Float[Array, "n_graph n_query n_head d"],
-    key: Float[Array, "n_graph n_key n_head d"],
-    value: Float[Array, "n_graph n_key n_head d"],
-    mask: Bool[Array, "n_graph n_key"],
-    dropout: float = 0.0,
-    rng: jax.Array | None = None,
-) -> Float[Array, "n_graph n_query n_head d"]:
-    """Return what `attend` makes of the values, with dropout of the weights.
-
-    In blocks of graphs, one after another, where that is quicker (`fast.num_blocks`); their weights
-    are computed again for the gradient, so that those of all graphs are never in memory.
-
-    Args:
-        dropout: rate; 0 for none.
-        rng: key of the dropout; needed with ``dropout`` > 0.
-    """
-
-    def mix(block: tuple[jax.Array, ...]) -> jax.Array:
-        query, key, value, mask, rng = block
-        weight, value = attend(query, key, value, mask)
-        if dropout:
-            weight = drop(rng, weight, dropout)
-        return jnp.einsum("bhqk,bkhd->bqhd", weight, value)
-
-    n_graph, n_query, n_head, _ = query.shape
-    rng = jax.random.key(0) if rng is None else rng
-    blocks = num_blocks(n_graph, 4 * n_head * n_query * key.shape[1])
-    if blocks == 1:
-        return mix((query, key, value, mask, rng))
-    rows = (a.reshape(blocks, -1, *a.shape[1:]) for a in (query, key, value, mask))
-    mixed = jax.lax.map(jax.checkpoint(mix), (*rows, jax.random.split(rng, blocks)))
-    return mixed.reshape(query.shape)
 
 
 class SelfAttention(nn.Module):
@@ -106,20 +49,18 @@ class SelfAttention(nn.Module):
         ``front`` what comes out is that of the first tokens alone, [n_graph, d].
         """
         width = x.shape[-1]
-        qkv = dense(3 * width, "qkv", self.dtype)(x)
-        if packed is not None:
-            qkv = unpack(qkv, packed)
-        query, key, value = jnp.split(qkv.reshape(*mask.shape, 3 * self.heads, -1), 3, 2)
-        if front:
-            query = query[:, :1]
+        qkv = dense(3 * width, "qkv", self.dtype)(x).astype(x.dtype)
         dropout = self.dropout if train else 0.0
         rng = self.make_rng("dropout") if dropout else None
-        mixed = mixed_values(query, key, value, mask, dropout, rng)
-        mixed = mixed.reshape(*mixed.shape[:2], width)
-        if front:
-            mixed = mixed[:, 0]
-        elif packed is not None:
-            mixed = pack(mixed, packed)
+        if packed is not None and not front:
+            mixed = mixed_rows(qkv.reshape(len(x), 3 * self.heads, -1), packed, dropout, rng)
+        else:
+            qkv = qkv if packed is None else unpack(qkv, packed)
+            query, key, value = jnp.split(qkv.reshape(*mask.shape, 3 * self.heads, -1), 3, 2)
+            query = query[:, :1] if front else query
+            mixed = mixed_values(query, key, value, mask, dropout, rng)
+            mixed = mixed[:, 0] if front else mixed
+        mixed = mixed.reshape(*mixed.shape[:-2], width)
         return dense(width, "out", self.dtype)(mixed)
 
 
@@ -172,8 +113,7 @@ class EncoderLayer(nn.Module):
             x = x[:, 0] if packed is None else x[packed.row[:, 0]]
         x = x + drop(mixed, deterministic=not train).astype(x.dtype)
         y = layer_norm("ffn_norm", self.dtype)(x)
-        y = dense(self.ffn, "fc1", self.dtype)(y)
-        y = gelu(y)
+        y = gelu(dense(self.ffn, "fc1", self.dtype)(y).astype(y.dtype))
         y = dense(x.shape[-1], "fc2", self.dtype)(y)
         return x + drop(y, deterministic=not train).astype(x.dtype)
 

@@ -153,3 +153,13 @@ def test_dropout_of_rows_is_that_of_the_weights() -> None:
             exact, exact_back = jax.vjp(plain, qkv[i][real])
             np.testing.assert_allclose(found[i][real], exact, atol=2e-5)
             np.testing.assert_allclose(gradient[i][real], exact_back(g[i][real])[0], atol=1e-4)
+
+
+def test_gradients_of_rows_are_finite_however_different_their_scores() -> None:
+    """Queries of the next graph, read beyond the rows of one, must not overflow in its gradient."""
+    qkv, mask, g = rows()
+    strong = jnp.zeros((5, 20, 6, 4)).at[3, :, :, 0].set(1000.0).at[3, :, 2:4].multiply(-1.0)
+    strong = strong.at[1, :, 2:4, 0].set(1000.0)
+    packed = packed_tokens(mask, int(mask.sum()))
+    _, back = jax.vjp(lambda x: mixed_rows(x, packed), pack(qkv + strong, packed))
+    assert np.isfinite(back(pack(g, packed))[0]).all()

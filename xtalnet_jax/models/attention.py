@@ -153,7 +153,9 @@ def _backward(dropout: float, saved: tuple[Any, ...], g: jax.Array) -> tuple[Any
     def block(rng: jax.Array, mask: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
         *inputs, mixed, log_total, g = arrays
         q, k, v = _heads(inputs)
-        mixed, log_total, g = _by_head(mixed, log_total, jnp.where(_wanted(inputs, mask), g, 0.0))
+        wanted = _wanted(inputs, mask)  # other queries: weight 0, not exp(score - any number)
+        g, log_total = jnp.where(wanted, g, 0.0), jnp.where(wanted, log_total, -MASKED)
+        mixed, log_total, g = _by_head(mixed, log_total, g)
         weight = jnp.exp(_scores(q, k, mask) - log_total)
         along = _dot("bhqd,de->bhqe", g * mixed, jnp.ones((g.shape[-1], 1), g.dtype))
         g = g / (1.0 - dropout)
@@ -217,11 +219,11 @@ def _in_turn(
 def _graph_by_graph(
     f: Callable[..., Any], rng: jax.Array, packed: PackedTokens, arrays: Sequence[jax.Array]
 ) -> Any:
-    """`_in_turn` on rows; what ``f`` returns must be 0 where its mask is False."""
+    """`_in_turn` on rows; values that ``f`` returns must be 0 where its mask is False."""
     n_row, (n_graph, n_token) = len(arrays[0]), packed.row.shape
     count = (packed.row < n_row).sum(1)
     start = jnp.cumsum(count) - count
-    # A graph reads beyond its rows and is masked there; it writes 0 on those of the graphs to come.
+    # A graph reads beyond its rows, masked, and what it writes there those to come write over.
     arrays = [jnp.pad(a, ((0, n_token), (0, 0), (0, 0))) for a in arrays]
     quarters = {-(-n_token * i // NUM_LENGTHS // 8) * 8 for i in range(1, NUM_LENGTHS)}
     lengths = [*sorted(n for n in quarters if n < n_token), n_token]

@@ -41,7 +41,9 @@ class Size(NamedTuple):
 
 SIZES = {
     "MP-20": Size("bench_mp20_b64.npz", (4, 8, 12, 16, 20), {"ccsg": 8.0, "cpcp": 3.95}, 18.4),
-    "MOF": Size("bench_hmof100_b8.npz", (48, 56, 64, 72, 80, 88, 100), {"ccsg": 0.82, "cpcp": 0.72}, 922.0),
+    "MOF": Size(
+        "bench_hmof100_b8.npz", (48, 56, 64, 72, 80, 88, 100), {"ccsg": 0.82, "cpcp": 0.72}, 922.0
+    ),
 }
 REFERENCE_PEAK_GB = 8.6  # of the CPCP training step
 

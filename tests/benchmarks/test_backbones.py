@@ -11,7 +11,7 @@ from benchmarks import backbones
 
 
 def case(folder: Path, kind: str) -> dict:
-    sizes = {"model.network.width": 16, "model.network.layers": 1, "data.num_atoms_buckets": (6,)}
+    sizes = {"model.network.width": 16, "model.network.layers": 2, "data.num_atoms_buckets": (6,)}
     return {
         "kind": kind,
         "workdir": str(folder),

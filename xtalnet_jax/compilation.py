@@ -27,10 +27,10 @@ def use_cache() -> None:
 
 
 def step_options() -> dict[str, bool]:
-    """Compiler options of a training step.
+    """Compiler options of a training step on one device.
 
-    On a CPU XLA orders operations so that many can run at once, which keeps a third more of them
-    in memory; in the order of least memory a step of both networks took as long.
+    On a CPU XLA orders operations so that many can run at once, and holds the results of all of
+    them; training takes the order of least memory.
     """
     import jax
 

@@ -41,8 +41,8 @@ def _dot(formula: str, one: jax.Array, other: jax.Array) -> jax.Array:
 def _by_head(*arrays: jax.Array) -> list[jax.Array]:
     """``[n_graph, n, n_head, d]`` -> ``[n_graph, n_head, n, d]``, in the type of the products.
 
-    On a CPU that is float32 at least: products as small as those of one head are 2 to 4 times
-    slower in bfloat16 there.
+    On a CPU that is float32 at least: products as small as those of one head are slower in
+    bfloat16 there.
     """
     heads = [jnp.swapaxes(a, 1, 2) for a in arrays]
     if jax.default_backend() != "cpu":

@@ -60,20 +60,6 @@ def _close(a, b, rtol=2e-5):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * float(jnp.abs(y).max() + 1e-6))
 
 
-@pytest.mark.parametrize("n_node", [1, 2, 5, 6])
-def test_spread_and_collect(n_node):
-    """`spread` reads atom i + r, and `collect` is its transpose."""
-    x = jax.random.normal(jax.random.key(0), (2, n_node, 3))
-    for first, num in ((1, n_node // 2), (0, n_node), (1, (n_node - 1) // 2)):
-        out = pairs.spread(x, first, num)
-        for r in range(num):
-            np.testing.assert_array_equal(out[:, r], jnp.roll(x, -(first + r), 1))
-        y = jax.random.normal(jax.random.key(1), (2, num, n_node, 3))
-        np.testing.assert_allclose(
-            (out * y).sum(), (x * pairs.collect(y, first)).sum(), rtol=1e-4, atol=1e-5
-        )
-
-
 @pytest.mark.parametrize(
     ("n_node", "sizes", "options"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,7 @@ from xtalnet_jax.models.fast import (
     num_blocks,
     product,
     random_bits,
-    repeat_rows,
-    sum_rows,
+    silu,
 )
 
 
@@ -49,22 +50,14 @@ def test_float32_product_is_untouched() -> None:
     np.testing.assert_array_equal(own.apply(params, x), nn.Dense(3).apply(params, x))
 
 
-def test_sums_and_repetitions_of_rows_are_each_others_transpose() -> None:
-    x, y = jax.random.normal(jax.random.key(0), (2, 5, 3, 4)), jnp.arange(24.0).reshape(2, 3, 4)
-    np.testing.assert_allclose(sum_rows(x), np.asarray(x).sum(1), rtol=1e-5, atol=1e-6)
-    repeated = repeat_rows(5, y)
-    np.testing.assert_array_equal(repeated, np.repeat(np.asarray(y)[:, None], 5, 1))
-    np.testing.assert_array_equal(jax.grad(lambda x: (sum_rows(x) * y).sum())(x), repeated)
-    back = jax.grad(lambda y: (repeat_rows(5, y) * x).sum())(y)
-    np.testing.assert_allclose(back, np.asarray(x).sum(1), rtol=1e-5, atol=1e-6)
-    assert sum_rows(jnp.ones((2, 0, 3))).tolist() == [[0.0] * 3] * 2
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gelu_and_its_gradient_are_those_of_jax(dtype: str) -> None:
+@pytest.mark.parametrize("name", ["gelu", "silu"])
+def test_activations_and_their_gradients_are_those_of_jax(name: str, dtype: str) -> None:
+    ours, theirs = {"gelu": (gelu, nn.gelu), "silu": (silu, nn.silu)}[name]
+    theirs = functools.partial(theirs, **({"approximate": False} if name == "gelu" else {}))
     x = jnp.concatenate([jnp.linspace(-12.0, 12.0, 401), jnp.array([-1e4, 0.0, 1e4])])
-    exact = jax.vmap(jax.value_and_grad(lambda x: jax.nn.gelu(x, approximate=False)))(x)
-    found = jax.vmap(jax.value_and_grad(gelu))(x.astype(dtype))
+    exact = jax.vmap(jax.value_and_grad(theirs))(x)
+    found = jax.vmap(jax.value_and_grad(ours))(x.astype(dtype))
     for a, b in zip(exact, found):
         assert b.dtype == dtype
         np.testing.assert_allclose(

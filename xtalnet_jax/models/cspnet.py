@@ -13,7 +13,7 @@ from xtalnet_jax.crystals.lattice import metric_tensor
 from xtalnet_jax.models import pairs as pair
 from xtalnet_jax.models import transformer
 from xtalnet_jax.models.embeddings import fan_in_uniform
-from xtalnet_jax.models.fast import product
+from xtalnet_jax.models.fast import product, silu
 from xtalnet_jax.models.transformer import CrossAttention, layer_norm
 
 
@@ -52,9 +52,9 @@ class CSPLayer(nn.Module):
         second = _Affine(self.width, self.width, name="edge_1")()
 
         def rest(message: jax.Array) -> jax.Array:
-            message = product(jax.nn.silu(message), second.kernel, dtype)
+            message = product(silu(message), second.kernel, dtype)
             bias = second.bias.astype(dtype).reshape((1,) * (message.ndim - 1) + (self.width,))
-            return jax.nn.silu(message + bias)
+            return silu((message + bias).astype(dtype))
 
         mean = pair.mean_messages(pairs, x, lattice_features, first, rest, dtype)
         y = jax.nn.silu(dense("node_0")(jnp.concatenate([x, mean], -1)))

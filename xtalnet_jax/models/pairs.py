@@ -7,9 +7,8 @@ The message to atom i from atom j starts with a linear map of the concatenation
 * the kernel is split by rows and every part is applied where it is small (atoms, crystals, pairs);
 * the sine part of psi changes sign and the cosine part does not when i and j swap, so one product
   per unordered pair serves both directions;
-* pairs are ordered by offset, ``(i, (i + r) mod n)``, so going from atoms to pairs is a
-  tile-and-reshape whose transpose is a pad-and-sum: there is no gather forward, and no scatter
-  backward;
+* pairs are ordered by offset, so there is neither gather nor scatter between atoms and pairs
+  (`xtalnet_jax.models.incidence`), and of a message only what its gradient needs is kept;
 * for large cells the offsets can be taken a block at a time, each block's features and messages
   being made anew wherever they are needed: memory then goes with the block, not with the square.
 """
@@ -22,10 +21,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from xtalnet_jax.models.embeddings import fourier_differences, nearest_distance, radial_basis
-from xtalnet_jax.models.fast import product, repeat_rows, sum_rows
+from xtalnet_jax.models.fast import product
+from xtalnet_jax.models.incidence import Incidence, add_pairs, collect, incidence, spread
 
 
 class EdgeKernel(NamedTuple):
@@ -74,28 +74,6 @@ class EdgeList(NamedTuple):
     graph: jax.Array  # [n_edge] crystal
     features: jax.Array  # [n_edge, 6 num_freqs + num_radial]: sines, cosines, radial
     mask: jax.Array  # [n_edge] both atoms are real
-
-
-def spread(x: Shaped[Array, "n_graph n_node ..."], first: int | jax.Array, num: int) -> jax.Array:
-    """``out[:, r, i] = x[:, (i + first + r) mod n_node]``, [n_graph, num, n_node, ...]."""
-    n = x.shape[1]
-    size = num * (n + 1)
-    tiled = repeat_rows(-(-size // n), jnp.roll(x, -first, 1)).reshape(x.shape[0], -1, *x.shape[2:])
-    rows = tiled[:, :size].reshape(x.shape[0], num, n + 1, *x.shape[2:])
-    return rows[:, :, :n]
-
-
-def collect(x: Float[Array, "n_graph n_offset n_node ..."], first: int | jax.Array) -> jax.Array:
-    """Transpose of `spread`: ``out[:, (i + first + r) mod n] = sum_r x[:, r, i]``."""
-    n_graph, num, n = x.shape[:3]
-    size = num * (n + 1)
-    lead = first if isinstance(first, int) else 0  # a shift that is known costs no roll
-    total = -(-(size + lead) // n) * n
-    rest = ((0, 0),) * (x.ndim - 3)
-    rows = jnp.pad(x, ((0, 0), (0, 0), (0, 1), *rest)).reshape(n_graph, size, *x.shape[3:])
-    rows = jnp.pad(rows, ((0, 0), (lead, total - size - lead), *rest))
-    rows = rows.reshape(n_graph, total // n, n, *x.shape[3:])
-    return jnp.roll(sum_rows(rows), first - lead, 1)
 
 
 def separation(
@@ -147,12 +125,12 @@ def dense_pairs(
     """
     n_graph, n_node = node_mask.shape
     num = n_node // 2
-    difference = spread(frac_coords, 1, num) - frac_coords[:, None]
+    difference = spread(jnp.roll(frac_coords, -1, 1), num) - frac_coords[:, None]
     metrics = None
     if metric is not None:
         metrics = jnp.broadcast_to(metric[:, None, None], (*difference.shape, 3))
     apart = separation(difference, metrics, num_radial, detach)
-    whole = PairBlock(apart, spread(node_mask, 1, num) & node_mask[:, None])
+    whole = PairBlock(apart, spread(jnp.roll(node_mask, -1, 1), num) & node_mask[:, None])
     radial_self = radial_basis(jnp.zeros((), frac_coords.dtype), num_radial)
     n_atoms = jnp.maximum(node_mask.sum(-1), 1).astype(frac_coords.dtype)
     if chunk is None:
@@ -242,26 +220,25 @@ def mean_messages(
         total: jax.Array, block: PairBlock, start: int | jax.Array, num_back: int
     ) -> jax.Array:
         """Sum over a block from offset ``start``; of its offsets the first have a way back."""
-        apart, num = block.apart, block.mask.shape[1]
+        apart = block.apart
         if isinstance(apart, Separation):
             apart = pair_features(apart, n_trig // 3, num_radial)
         odd = product(apart.sin, to_sin, dtype)
         even = product(apart.cos, to_cos, dtype)
         if num_radial:
             even = even + product(apart.radial, to_radial, dtype)
-        mask = block.mask[..., None].astype(h.dtype)
-        # The largest term comes last, so that each pair has a rounding error of its own: one that
-        # all pairs of an atom share does not average out (20 times the error of a 20-step sample).
-        pre = repeat_rows(num, receiver) + spread(sender, start, num) + even + odd
-        pre = pre + per_graph[:, None]
-        total = total + sum_rows(rest(pre).astype(h.dtype) * mask)
+        atoms, far = incidence(block.mask, dtype), jnp.roll(sender, -start, 1)
+        message = rest(add_pairs(atoms, receiver, far, even + odd, per_graph))
+        total = total + collect(atoms.near, message).astype(h.dtype)
         if num_back:
-            pre = spread(receiver, start, num_back) + repeat_rows(num_back, sender)
-            pre = pre + (even - odd)[:, :num_back] + per_graph[:, None]
-            total = total + collect(rest(pre).astype(h.dtype) * mask[:, :num_back], start)
+            atoms = Incidence(*(which[:, :, :num_back] for which in atoms))
+            far, back = jnp.roll(receiver, -start, 1), (even - odd)[:, :num_back]
+            message = rest(add_pairs(atoms, sender, far, back, per_graph))
+            total = total + jnp.roll(collect(atoms.far, message), start, 1).astype(h.dtype)
         return total
 
-    total = rest(receiver + sender + alone[None, None].astype(dtype) + per_graph).astype(h.dtype)
+    total = rest((receiver + sender + alone[None, None].astype(dtype) + per_graph).astype(dtype))
+    total = total.astype(h.dtype)
     start = 1
     if pairs.blocks is not None:
         n_block, _, chunk = pairs.blocks.mask.shape[:3]

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import machine
 from benchmarks.inputs import (
     REFERENCE_PEAK_GB,
     SIZES,
@@ -113,7 +114,7 @@ def main() -> None:
     arguments.add_argument("--task", nargs="+", default=["ccsg", "cpcp"])
     arguments.add_argument("--layout", nargs="+", default=["mixed", "buckets", "one batch"])
     args = parse(arguments, measure)
-    rows = []
+    rows, notes = [], [machine.note(args.repeats)]
     for task in args.task:
         for size in args.size:
             for layout in args.layout:
@@ -126,7 +127,7 @@ def main() -> None:
                 row["ratio"] = found["crystals_per_s"] / reference
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-    notes = [
+    notes += [
         "Memory is the peak of the whole process, compilation included; "
         f"the reference's CPCP step takes {REFERENCE_PEAK_GB} GB."
     ]

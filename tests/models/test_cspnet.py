@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xtalnet_jax.models import pairs
 from xtalnet_jax.models.cspnet import CSPNet
 
 SMALL = {"width": 16, "layers": 2, "num_freqs": 4}

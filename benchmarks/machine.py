@@ -51,7 +51,8 @@ def plain_layer_seconds(n_graph: int, n_node: int, repeats: int) -> float:
     @jax.jit
     def gradient(params: Any, h: jax.Array, coords: jax.Array) -> Any:
         def loss(params: Any, h: jax.Array) -> jax.Array:
-            return (layer.apply(params, h, cell, listed(coords)) ** 2).sum()
+            out: Any = layer.apply(params, h, cell, listed(coords))
+            return (out**2).sum()
 
         return jax.grad(loss, (0, 1))(params, h)
 

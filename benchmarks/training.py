@@ -34,6 +34,7 @@ from benchmarks.inputs import (
 )
 from xtalnet_jax.data.batches import BucketedBatches, MixedBatches
 from xtalnet_jax.data.packed import PackedSet
+from xtalnet_jax.training.parallel import make_parallel
 
 MODULE = "benchmarks.training"
 
@@ -48,9 +49,8 @@ def recipe(task: str, overrides: dict[str, Any]) -> Any:
     return config
 
 
-def make_step(config: Any, example: Any) -> tuple[Any, Any]:
-    """Return the compiled training step of a recipe, and its first state."""
-    from xtalnet_jax.compilation import step_options
+def pure_step(config: Any, example: Any) -> tuple[Any, Any]:
+    """Return the training step of a recipe, not compiled, and its first state."""
     from xtalnet_jax.tasks import task_from_config
     from xtalnet_jax.training.config import complete_config
     from xtalnet_jax.training.optim import frozen_mask, make_optimizer, make_schedule
@@ -62,8 +62,13 @@ def make_step(config: Any, example: Any) -> tuple[Any, Any]:
     frozen = frozen_mask(jax.eval_shape(task.init, key, example), train.freeze)
     tx, schedule = make_optimizer(train, frozen), make_schedule(train.optim, 10_000, 10)
     state = jax.jit(lambda: init_state(task.init(key, example), tx, False, 10_000))()
-    step = make_train_step(task, tx, schedule, frozen)
-    return jax.jit(step, donate_argnums=0, compiler_options=step_options()), state
+    return make_train_step(task, tx, schedule, frozen), state
+
+
+def make_step(config: Any, example: Any) -> tuple[Any, Any]:
+    """`pure_step` compiled as in training, state donated."""
+    step, state = pure_step(config, example)
+    return make_parallel("jit").compile(step, donate=(0,)), state
 
 
 def cut(packed: PackedSet, edges: tuple[int, ...], layout: str = "buckets") -> list[Any]:
@@ -86,7 +91,8 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     overrides = dict(case["overrides"])
     if case["layout"] == "mixed":  # room for every peak
         overrides["model.encoder.room"] = float((packed.peaks_strength > 0).sum(1).mean())
-    step, state = make_step(recipe(case["task"], overrides), batches[0])
+    step, state = pure_step(recipe(case["task"], overrides), batches[0])
+    step = make_parallel("jit").compile_ahead(step, [], donate=(0,))
     wall = processor = 0.0
     losses = []
     for batch in map(jax.device_put, batches):

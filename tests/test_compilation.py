@@ -24,3 +24,10 @@ def test_programs_are_forgotten_only_when_there_are_too_many():
 @pytest.mark.skipif(sys.platform == "linux", reason="Linux has the limit")
 def test_without_a_limit_nothing_is_forgotten():
     assert not compilation.make_room(share=0.0)
+
+
+def test_memory_that_was_freed_goes_back_to_the_system():
+    """Or nothing happens, where the C library cannot; the arrays of today stay what they are."""
+    kept = jnp.arange(5)
+    compilation.return_memory()
+    assert kept.tolist() == [0, 1, 2, 3, 4]

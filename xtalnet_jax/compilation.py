@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def step_options() -> dict[str, bool]:
     if jax.default_backend() != "cpu":
         return {}
     return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
+
+def return_memory() -> None:
+    """Give back to the system what compiling has used and freed, as glibc would keep it."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
 
 
 def make_room(share: float = 0.6) -> bool:

@@ -20,6 +20,7 @@ from xtalnet_jax.models.fast import (
     random_bits,
     silu,
 )
+from xtalnet_jax.models.transformer import LayerNorm
 
 
 @pytest.mark.parametrize("shape", [(7, 16), (2, 3, 5, 16)])
@@ -104,3 +105,33 @@ def test_dropout_keeps_the_mean_and_is_off_in_evaluation() -> None:
 def test_too_many_elements_are_refused() -> None:
     with pytest.raises(ValueError, match="smaller batches"):
         jax.eval_shape(lambda k: random_bits(k, (2**16, 2**16)), jax.random.key(0))
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_layer_norm_and_its_gradients_are_those_of_flax(offset: float) -> None:
+    key_x, key_s, key_b, key_g = jax.random.split(jax.random.key(0), 4)
+    x = offset + jax.random.normal(key_x, (2, 5, 16))
+    params = {"scale": jax.random.normal(key_s, (16,)), "bias": jax.random.normal(key_b, (16,))}
+    g = jax.random.normal(key_g, x.shape)
+    theirs = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
+
+    def exact(x: jax.Array, params: dict[str, jax.Array]) -> jax.Array:
+        return theirs.apply({"params": params}, x)
+
+    def found(x: jax.Array, params: dict[str, jax.Array], dtype: str = "float32") -> jax.Array:
+        return LayerNorm(dtype=dtype).apply({"params": params}, x)
+
+    (wanted, wanted_back), (y, back) = (jax.vjp(f, x, params) for f in (exact, found))
+    np.testing.assert_allclose(y, wanted, rtol=1e-6, atol=1e-6)
+    for a, b in zip(*(jax.tree.leaves(f(g)) for f in (back, wanted_back)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    half = found(x, params, "bfloat16")
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(half, y.astype("bfloat16"))
+
+
+def test_layer_norm_of_equal_numbers_has_a_finite_gradient() -> None:
+    params = {"scale": jnp.ones(4), "bias": jnp.zeros(4)}
+    y, back = jax.vjp(lambda x: LayerNorm().apply({"params": params}, x), jnp.full((1, 4), 3.0))
+    np.testing.assert_array_equal(y, np.zeros((1, 4)))
+    assert np.isfinite(back(jnp.arange(4.0)[None])[0]).all()

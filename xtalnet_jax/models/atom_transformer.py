@@ -32,7 +32,7 @@ from xtalnet_jax.models import transformer
 from xtalnet_jax.models.attention import attend
 from xtalnet_jax.models.embeddings import fan_in_uniform
 from xtalnet_jax.models.pairs import pair_features, separation
-from xtalnet_jax.models.transformer import CrossAttention, layer_norm
+from xtalnet_jax.models.transformer import CrossAttention, LayerNorm
 
 SLOPES = (2.0, 0.1)
 """Of the first and the last head before training, in logits per angstrom; geometric between."""
@@ -83,13 +83,13 @@ class PairEmbedding(nn.Module):
             metric = jnp.broadcast_to(metric[:, None, None], (*difference.shape, 3))
         apart = separation(difference, metric, self.num_radial, detach=False)
         features = pair_features(apart, self.num_freqs, self.num_radial)
-        x = layer_norm("atom_norm")(h)
+        x = LayerNorm(name="atom_norm")(h)
         receiver, sender = jnp.split(_dense(2 * self.width, "atoms", self.dtype)(x), 2, -1)
         by_cell = nn.Dense(self.width, kernel_init=fan_in_uniform(), name="cell")(cell)
         hidden = _dense(self.width, "features", self.dtype)(jnp.concatenate(features, -1))
         hidden = hidden + receiver[:, :, None] + sender[:, None] + by_cell[:, None, None]
         hidden = _dense(self.width, "out", self.dtype)(jax.nn.silu(hidden))
-        return layer_norm("norm")(hidden), apart.distance
+        return LayerNorm(name="norm")(hidden), apart.distance
 
 
 class AtomLayer(nn.Module):
@@ -122,7 +122,7 @@ class AtomLayer(nn.Module):
         modulation = nn.Dense(4 * width, kernel_init=zeros, name="modulation")(cell)[:, None]
         scale, shift, ffn_scale, ffn_shift = jnp.split(modulation, 4, -1)
 
-        x = layer_norm("attention_norm")(h) * (1 + scale) + shift
+        x = LayerNorm(name="attention_norm")(h) * (1 + scale) + shift
         qkv = per_head(_dense(3 * width, "qkv", self.dtype)(x), 3)
         query, key, value = jnp.split(qkv, 3, 2)
         pairs = pairs.astype(value.dtype)
@@ -138,7 +138,7 @@ class AtomLayer(nn.Module):
         mixed = jnp.concatenate([mixed, seen], -1).reshape(n_graph, n_node, -1)
         h = h + _dense(width, "out", self.dtype)(mixed).astype(h.dtype)
 
-        y = layer_norm("ffn_norm")(h) * (1 + ffn_scale) + ffn_shift
+        y = LayerNorm(name="ffn_norm")(h) * (1 + ffn_scale) + ffn_shift
         gate, y = jnp.split(_dense(2 * self.expand * width, "fc1", self.dtype)(y), 2, -1)
         y = _dense(width, "fc2", self.dtype)(jax.nn.silu(gate) * y)
         return h + y.astype(h.dtype)
@@ -229,7 +229,7 @@ class AtomTransformer(nn.Module):
             in_axes=nn.broadcast,
             length=self.layers // per_block,
         )(per_block, self.heads, self.expand, self.dtype)
-        self.final_norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
+        self.final_norm = LayerNorm()
 
     def __call__(
         self,

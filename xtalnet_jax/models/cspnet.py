@@ -14,7 +14,7 @@ from xtalnet_jax.models import pairs as pair
 from xtalnet_jax.models import transformer
 from xtalnet_jax.models.embeddings import fan_in_uniform
 from xtalnet_jax.models.fast import product, silu
-from xtalnet_jax.models.transformer import CrossAttention, layer_norm
+from xtalnet_jax.models.transformer import CrossAttention, LayerNorm
 
 
 class _Affine(nn.Module):
@@ -45,7 +45,7 @@ class CSPLayer(nn.Module):
         def dense(name: str) -> nn.Dense:
             return transformer.dense(self.width, name, self.dtype, fan_in_uniform())
 
-        x = layer_norm("norm")(h)
+        x = LayerNorm(name="norm")(h)
         dtype = h.dtype if self.dtype is None else self.dtype
         inputs = 2 * self.width + lattice_features.shape[-1] + self.num_pair
         first = _Affine(inputs, self.width, name="edge_0")()
@@ -109,7 +109,7 @@ class CSPNet(nn.Module):
         every = self.cross_attention
         looks = self.layers // every if every else 0
         self.look = [CrossAttention(self.heads, self.dtype) for _ in range(looks)]
-        self.final_norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
+        self.final_norm = LayerNorm()
 
     def __call__(
         self,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from xtalnet_jax.models.embeddings import intensity_features, log_fourier
 from xtalnet_jax.models.packed_tokens import strongest
-from xtalnet_jax.models.transformer import Encoder, bert_init, layer_norm
+from xtalnet_jax.models.transformer import Encoder, LayerNorm, bert_init
 from xtalnet_jax.pxrd.pattern import PeakBatch
 
 LENGTHS = (0.25, 1000.0)
@@ -80,7 +80,7 @@ class PXRDEncoder(nn.Module):
         intensity = peaks.intensity
         x = intensity[..., None] if table else intensity_features(intensity)
         x = nn.Dense(self.width, kernel_init=bert_init, name="intensity_0")(x)
-        x = jax.nn.relu(layer_norm("intensity_norm")(x))
+        x = jax.nn.relu(LayerNorm(name="intensity_norm")(x))
         x = nn.Dense(self.width, kernel_init=bert_init, name="intensity_1")(x)
         front_token = self.param("pattern_token", bert_init, (1, self.width))
         front_token = jnp.broadcast_to(front_token, (x.shape[0], self.width)).astype(x.dtype)

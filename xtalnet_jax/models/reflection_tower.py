@@ -25,7 +25,7 @@ from xtalnet_jax.crystals import lattice as lattice_maths
 from xtalnet_jax.crystals.crystal import CrystalBatch
 from xtalnet_jax.models.embeddings import log_fourier
 from xtalnet_jax.models.pxrd_encoder import LENGTHS
-from xtalnet_jax.models.transformer import Encoder, bert_init, dense, layer_norm
+from xtalnet_jax.models.transformer import Encoder, LayerNorm, bert_init, dense
 from xtalnet_jax.numerics import masked_mean
 from xtalnet_jax.pxrd.hkl import full_box
 
@@ -117,7 +117,7 @@ class ReflectionTower(nn.Module):
         square = normalised_intensity(hkl, batch.frac_coords, power)
         features = jnp.concatenate([jnp.sqrt(square + 1e-6), jnp.log(square + 1e-2)], -1)
         x = nn.Dense(self.width, kernel_init=bert_init, name="intensity_0")(features)
-        x = jax.nn.relu(layer_norm("intensity_norm")(x))
+        x = jax.nn.relu(LayerNorm(name="intensity_norm")(x))
         x = nn.Dense(self.width, kernel_init=bert_init, name="intensity_1")(x)
         x = x + nn.Dense(self.width, name="position")(log_fourier(inv_d, self.num_freqs, *LENGTHS))
         log_volume = jnp.log(lattice_maths.volume(lattice))[:, None]

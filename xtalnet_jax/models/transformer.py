@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xtalnet_jax.models import fast
 from xtalnet_jax.models.attention import mixed_rows, mixed_values
 from xtalnet_jax.models.fast import Dropout, dot_general, gelu
 from xtalnet_jax.models.packed_tokens import PackedTokens, pack, packed_tokens, unpack
@@ -22,9 +23,19 @@ def dense(features: int, name: str, dtype: Any = None, init: Any = bert_init) ->
     return nn.Dense(features, kernel_init=init, dtype=dtype, dot_general=dot_general, name=name)
 
 
-def layer_norm(name: str, dtype: Any = None) -> nn.LayerNorm:
-    """LayerNorm with the reference's epsilon and the two-pass variance."""
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
+class LayerNorm(nn.Module):
+    """`fast.layer_norm` with the parameters of ``flax.linen.LayerNorm``."""
+
+    epsilon: float = 1e-5  # the reference's
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*tokens d"]) -> jax.Array:
+        """Normalise each token; the result is of ``dtype``, by default float32 at least."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        dtype = self.dtype or jnp.promote_types(x.dtype, scale.dtype)
+        return fast.layer_norm(x, scale, bias, self.epsilon, dtype)
 
 
 class SelfAttention(nn.Module):
@@ -79,7 +90,7 @@ class CrossAttention(nn.Module):
     ) -> Float[Array, "n_graph n_node d"]:
         """Return ``h + attention(LN(h), tokens)``."""
         width = h.shape[-1]
-        x = layer_norm("norm", self.dtype)(h)
+        x = LayerNorm(dtype=self.dtype, name="norm")(h)
         query = dense(width, "query", self.dtype, lecun)(x)
         key, value = jnp.split(dense(2 * width, "key_value", self.dtype, lecun)(tokens), 2, -1)
         query, key, value = (a.reshape(*a.shape[:2], self.heads, -1) for a in (query, key, value))
@@ -107,12 +118,12 @@ class EncoderLayer(nn.Module):
         """Apply the layer (`SelfAttention` on shapes); the residual stream keeps its own type."""
         drop = Dropout(self.dropout)
         attention = SelfAttention(self.heads, self.dropout, self.dtype, name="attention")
-        normed = layer_norm("attention_norm", self.dtype)(x)
+        normed = LayerNorm(dtype=self.dtype, name="attention_norm")(x)
         mixed = attention(normed, mask, train, packed, front)
         if front:
             x = x[:, 0] if packed is None else x[packed.row[:, 0]]
         x = x + drop(mixed, deterministic=not train).astype(x.dtype)
-        y = layer_norm("ffn_norm", self.dtype)(x)
+        y = LayerNorm(dtype=self.dtype, name="ffn_norm")(x)
         y = gelu(dense(self.ffn, "fc1", self.dtype)(y).astype(y.dtype))
         y = dense(x.shape[-1], "fc2", self.dtype)(y)
         return x + drop(y, deterministic=not train).astype(x.dtype)
@@ -152,7 +163,7 @@ class Encoder(nn.Module):
         if num_rows is not None and num_rows < mask.size:
             packed = packed_tokens(mask, num_rows)
             x = pack(x, packed)
-        x = layer_norm("embedding_norm")(x)
+        x = LayerNorm(name="embedding_norm")(x)
         x = Dropout(self.dropout)(x, deterministic=not train)
         if packed is None:
             x = jnp.where(mask[..., None], x, 0.0)
@@ -161,7 +172,7 @@ class Encoder(nn.Module):
             last = front and i == self.layers - 1
             block = layer(self.ffn, self.heads, self.dropout, self.dtype, name=f"layer_{i}")
             x = block(x, mask, train, packed, last)
-        x = layer_norm("final_norm")(x)
+        x = LayerNorm(name="final_norm")(x)
         if front:
             return x
         if packed is not None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from xtalnet_jax.compilation import step_options
+from xtalnet_jax.compilation import return_memory, step_options
 from xtalnet_jax.types import PyTree
 
 __all__ = ["Parallel", "initialize_processes", "make_parallel"]
@@ -51,13 +51,23 @@ class Parallel(NamedTuple):
         """`compile`, done now and side by side for all ``kinds`` of arguments that will come.
 
         Tracing is Python and goes one after the other, the compiler runs in a thread for each.
-        Arguments of other shapes are compiled when they come.
+        Arguments of other shapes are compiled when they come. What the compiler used is given back
+        before a program runs, so that a step and the compiler never need memory at once.
         """
         lazy: Any = self.compile(fn, donate)
         with ThreadPoolExecutor(max(len(kinds), 1)) as pool:
             waiting = {_kind(args): pool.submit(lazy.lower(*args).compile) for args in kinds}
             ready = {kind: future.result() for kind, future in waiting.items()}
-        return lambda *args: ready.get(_kind(args), lazy)(*args)
+        return_memory()
+
+        def run(*args: Any) -> Any:
+            kind = _kind(args)
+            if kind not in ready:
+                ready[kind] = lazy.lower(*args).compile()
+                return_memory()
+            return ready[kind](*args)
+
+        return run
 
     def replicate(self, tree: PyTree) -> PyTree:
         """The same host tree on every device."""

@@ -132,7 +132,7 @@ def _normed(
     mean = x.mean(-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + epsilon)
     axes = (None,) * (x.ndim - 1)
-    y = (x - mean) * inverse * scale[axes] + bias[axes]
+    y = (x - mean) * (inverse * scale[axes]) + bias[axes]
     return y.astype(dtype), (given, mean, inverse, scale)
 
 
@@ -142,7 +142,7 @@ def _layer_norm_back(epsilon: float, dtype: Any, saved: Any, g: jax.Array) -> tu
     g, rows = g.astype(mean.dtype), tuple(range(x.ndim - 1))
     # Both signs turned, so that no term is one of the function's, see `silu`.
     down, inverse = g * -scale[(None,) * len(rows)], -inverse
-    normal = mean * inverse - x * inverse
+    normal = (mean - x) * inverse
     along = (down * normal).mean(-1, keepdims=True)
     by_x = inverse * (down - down.mean(-1, keepdims=True) - normal * along)
     by_scale, by_bias = (g * normal).sum(rows), g.sum(rows)

@@ -51,8 +51,8 @@ class Parallel(NamedTuple):
         """`compile`, done now and side by side for all ``kinds`` of arguments that will come.
 
         Tracing is Python and goes one after the other, the compiler runs in a thread for each.
-        Arguments of other shapes are compiled when they come. What the compiler used is given back
-        before a program runs, so that a step and the compiler never need memory at once.
+        Arguments of other shapes are compiled when they come. On one device, what the compiler used
+        is given back before a program runs, so that the two never need memory at once.
         """
         lazy: Any = self.compile(fn, donate)
         with ThreadPoolExecutor(max(len(kinds), 1)) as pool:
@@ -62,10 +62,11 @@ class Parallel(NamedTuple):
 
         def run(*args: Any) -> Any:
             kind = _kind(args)
-            if kind not in ready:
+            # Under pmap only the lazy program takes host arrays.
+            if kind not in ready and self.axis_name is None:
                 ready[kind] = lazy.lower(*args).compile()
                 return_memory()
-            return ready[kind](*args)
+            return ready.get(kind, lazy)(*args)
 
         return run
 

@@ -78,7 +78,8 @@ def add_pairs(
 ) -> Float[Array, "n_graph n_offset n_node d"]:
     """Sum of what the two atoms, the pair and the crystal bring, rounded once.
 
-    What comes back from it stays in the type of the result and is summed by `collect`.
+    What comes back from it stays in the type of the result and is summed by `collect`, which leaves
+    out pairs that are not real.
 
     Args:
         atoms: of these pairs; the result has its type.

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -21,22 +21,30 @@ from ml_collections import ConfigDict
 from xtalnet_jax import tasks
 from xtalnet_jax.data.batches import (
     BucketedBatches,
+    EncodedBatches,
     MixedBatches,
     ResidentBatches,
     count_crystals,
 )
+from xtalnet_jax.data.examples import Example, gather
 from xtalnet_jax.data.fixtures import load_set
 from xtalnet_jax.data.packed import PackedSet
 from xtalnet_jax.pretrained.merge import merge_params
 from xtalnet_jax.pretrained.weights import load_weights, save_weights
 from xtalnet_jax.training.loop import train
 from xtalnet_jax.training.state import averaged_params
+from xtalnet_jax.types import Params
+
+Batches: TypeAlias = BucketedBatches | MixedBatches | EncodedBatches | ResidentBatches
 
 
 def batches(
-    config: ConfigDict, packed: PackedSet, shuffle: bool
-) -> BucketedBatches | MixedBatches | ResidentBatches:
-    """Cut the set into batches as ``config.data`` says; on an accelerator the set lives there."""
+    config: ConfigDict, packed: PackedSet, shuffle: bool, patterns: np.ndarray | None = None
+) -> Batches:
+    """Cut the set into batches as ``config.data`` says; on an accelerator the set lives there.
+
+    With ``patterns`` [num_crystals, d] each crystal comes with what its pattern was encoded to.
+    """
     kind = MixedBatches if config.data.get("mixed", False) else BucketedBatches
     cut = kind(
         packed,
@@ -47,7 +55,25 @@ def batches(
         shuffle=shuffle,
         num_devices=jax.device_count(),
     )
-    return cut if jax.default_backend() == "cpu" else ResidentBatches(cut)
+    if jax.default_backend() != "cpu":
+        return ResidentBatches(cut, patterns)
+    return cut if patterns is None else EncodedBatches(cut, patterns)
+
+
+def encode_patterns(
+    encode: Callable[[Params, Example], jax.Array],
+    params: Params,
+    packed: PackedSet,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """What ``encode`` (see `tasks.pattern_encoder`) says of each pattern of the set, [n, d]."""
+    width = int(packed.num_atoms.max())
+    found = []
+    for start in range(0, packed.num_crystals, batch_size):
+        index = np.arange(start, start + batch_size)
+        index = np.where(index < packed.num_crystals, index, -1)
+        found.append(np.asarray(encode(params, gather(packed, index, width))))
+    return np.concatenate(found)[: packed.num_crystals]
 
 
 def run(
@@ -77,15 +103,26 @@ def run(
         with config.unlocked():
             config.lattice_stats = donor_config["lattice_stats"]
     config = tasks.with_statistics(config, train_set.lattice, train_set.num_atoms)
+    sets = ((train_set, True), (eval_set, False))
+    encode = tasks.pattern_encoder(config)
+
+    def encoded(params: Params) -> tuple[Batches, Batches]:
+        assert encode is not None
+        patterns = (encode_patterns(encode, params, packed) for packed, _ in sets)
+        source, eval_source = (batches(config, *each, own) for each, own in zip(sets, patterns))
+        return source, eval_source
+
+    source, eval_source = (batches(config, *each) for each in sets)
     state = train(
         tasks.task_from_config(config),
-        batches(config, train_set, shuffle=True),
+        source,
         config.train,
         workdir,
-        eval_source=batches(config, eval_set, shuffle=False),
+        eval_source=eval_source,
         stop_after_seconds=stop_after_seconds,
         count_fn=count_crystals,
         initialize=(lambda params: merge_params(donor, params).params) if donor else None,
+        prepare=encoded if encode else None,
         record=config.to_dict(),
     )
     params = jax.device_get(averaged_params(state))

@@ -269,16 +269,20 @@ def _generation_task(
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del axis_name  # a mean over devices of local means, weighted by device
         key_peaks, key_noise, key_dropout, key_known = jax.random.split(key, 4)
-        peaks = peaks_of(key_peaks, example, train)
-        # A frozen encoder is also without its dropout: what it says of a pattern is fixed.
-        condition = model.apply(
-            params,
-            peaks,
-            train,
-            bool(config.train.freeze),
-            method="condition",
-            rngs={"dropout": key_dropout},
-        )
+        if example.pattern is not None:
+            none = jnp.zeros((len(example.pattern), 0), bool)
+            condition = Condition(example.pattern, None, none, none)
+        else:
+            peaks = peaks_of(key_peaks, example, train)
+            # A frozen encoder is also without its dropout: what it says of a pattern is fixed.
+            condition = model.apply(
+                params,
+                peaks,
+                train,
+                bool(config.train.freeze),
+                method="condition",
+                rngs={"dropout": key_dropout},
+            )
         known = flow.draw_known(key_known, len(example.crystals.atomic_numbers), share)
         condition = condition._replace(known_lattice=known)
         crystals = example.crystals
@@ -288,14 +292,39 @@ def _generation_task(
     return Task(init, loss, name)
 
 
+def pattern_encoder(config: ConfigDict) -> Callable[[Params, Example], jax.Array] | None:
+    """``encode(params, example)`` [n_graph, d] of a generator whose patterns stay what they are.
+
+    They do if the data set brings its own patterns, the encoder is frozen, and the generator reads
+    no more of it than that; then they need be encoded but once. None else.
+    """
+    frozen = any(p.strip("/") in ("params", "params/pxrd_encoder") for p in config.train.freeze)
+    looks = config.model.network.get("cross_attention", 0)
+    if config.task == "cpcp" or config.pattern.source != "own" or not frozen or looks:
+        return None
+    model = _generator_model(config)
+    peaks_of = _training_peaks(config)
+
+    @jax.jit
+    def encode(params: Params, example: Example) -> jax.Array:
+        peaks = peaks_of(jax.random.key(0), example, False)
+        return model.apply(params, peaks, method="condition").pooled
+
+    return encode
+
+
 def flow_model(config: ConfigDict) -> FlowCCSG:
     """Build the velocity network of a ``flow`` recipe."""
     return FlowCCSG(**_fields(config.model))
 
 
+def _generator_model(config: ConfigDict) -> Any:
+    return flow_model(config) if config.task == "flow" else CCSG(**_fields(config.model))
+
+
 def make_generator(config: ConfigDict) -> Generator:
     """Return condition and sampler of a ``ccsg`` or ``flow`` recipe as jitted functions."""
-    model: Any = flow_model(config) if config.task == "flow" else CCSG(**_fields(config.model))
+    model = _generator_model(config)
 
     @jax.jit
     def condition(params: Params, peaks: PeakBatch) -> Condition:

@@ -238,6 +238,24 @@ class MixedBatches:
         return np.concatenate(columns, 1).reshape(self.num_steps_per_epoch, -1)
 
 
+class EncodedBatches:
+    """The same batches, each pattern with what a frozen encoder says of it.
+
+    Args:
+        batches: the batches.
+        patterns: [num_crystals, d] of every crystal of the set.
+    """
+
+    def __init__(self, batches: BucketedBatches | MixedBatches, patterns: np.ndarray):
+        self._batches, self._patterns = batches, patterns
+        self.num_steps_per_epoch = batches.num_steps_per_epoch
+
+    def batch(self, step: int) -> Example:
+        """The batch of all devices at ``step`` (NumPy); a pure function of the step."""
+        batch = self._batches.batch(step)
+        return batch._replace(pattern=self._patterns[np.maximum(batch.index, 0)])
+
+
 class ResidentBatches:
     """The same batches with the whole set in device memory: a step sends row numbers only.
 
@@ -246,10 +264,11 @@ class ResidentBatches:
         num_steps_per_epoch: as of the batches given.
     """
 
-    def __init__(self, batches: BucketedBatches | MixedBatches):
+    def __init__(self, batches: BucketedBatches | MixedBatches, patterns: np.ndarray | None = None):
         self._batches = batches
         self.num_steps_per_epoch = batches.num_steps_per_epoch
-        self.resident = device_resident(batches.packed, batches.num_nodes[-1])
+        resident = device_resident(batches.packed, batches.num_nodes[-1])
+        self.resident = resident._replace(pattern=patterns)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Row numbers of the crystals of ``step``, under a name that says what to pad to."""

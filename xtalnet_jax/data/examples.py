@@ -23,6 +23,7 @@ class Example(NamedTuple):
     index: Any  # [n_graph] int32, position in the packed set, -1 where padded
     peaks: PeakBatch | None = None  # of the patterns that the source brought, if it did
     sizes: Sizes | None = None  # of groups of rows (of one device), where the batch mixes sizes
+    pattern: Any = None  # [n_graph, d] what the encoder says of each pattern, where that is fixed
 
 
 def gather(packed: PackedSet, index: np.ndarray, num_nodes: int) -> Example:
@@ -100,4 +101,6 @@ def take(resident: Example, index: jax.Array, num_nodes: int) -> Example:
     )
     lines = Lines(*(pick(v) for v in resident.lines))
     peaks = resident.peaks and PeakBatch(*(pick(v) for v in resident.peaks))
-    return Example(crystals, lines, jnp.asarray(index, jnp.int32), peaks)
+    pattern = None if resident.pattern is None else pick(resident.pattern)
+    index = jnp.asarray(index, jnp.int32)
+    return Example(crystals, lines, index, peaks, pattern=pattern)

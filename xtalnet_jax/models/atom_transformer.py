@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float
 from xtalnet_jax.models import transformer
 from xtalnet_jax.models.attention import attend
 from xtalnet_jax.models.embeddings import fan_in_uniform
-from xtalnet_jax.models.pairs import pair_features, separation
+from xtalnet_jax.models.pair_features import pair_features, separation
 from xtalnet_jax.models.transformer import CrossAttention, LayerNorm
 
 SLOPES = (2.0, 0.1)

@@ -12,8 +12,10 @@ from jaxtyping import Array, Bool, Float
 from xtalnet_jax.crystals.lattice import metric_tensor
 from xtalnet_jax.models import pairs as pair
 from xtalnet_jax.models import transformer
+from xtalnet_jax.models.edge_list import EdgeList, edge_list
 from xtalnet_jax.models.embeddings import fan_in_uniform
 from xtalnet_jax.models.fast import product, silu
+from xtalnet_jax.models.pair_features import EdgeKernel
 from xtalnet_jax.models.transformer import CrossAttention, LayerNorm
 
 
@@ -24,9 +26,9 @@ class _Affine(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self) -> pair.EdgeKernel:
+    def __call__(self) -> EdgeKernel:
         kernel = self.param("kernel", fan_in_uniform(), (self.inputs, self.features))
-        return pair.EdgeKernel(kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
+        return EdgeKernel(kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
 
 
 class CSPLayer(nn.Module):
@@ -37,10 +39,8 @@ class CSPLayer(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(
-        self, h: jax.Array, lattice_features: jax.Array, pairs: pair.DensePairs | pair.EdgeList
-    ) -> jax.Array:
-        """Update atom features [n_graph, n_node, d] (`DensePairs`) or [n_atom, d] (`EdgeList`)."""
+    def __call__(self, h: jax.Array, lattice_features: jax.Array, pairs: pair.Pairs) -> jax.Array:
+        """Update atom features [n_graph, n_node, d], or [n_atom, d] with an `EdgeList`."""
 
         def dense(name: str) -> nn.Dense:
             return transformer.dense(self.width, name, self.dtype, fan_in_uniform())
@@ -72,7 +72,8 @@ class CSPNet(nn.Module):
         width: Feature width d.
         layers: Number of layers.
         num_freqs: Frequencies k = 0 .. num_freqs - 1 in each of three directions.
-        layout: ``"dense"`` (fast) or ``"sparse"`` (edge list, segment sums); same parameters.
+        layout: ``"sparse"`` (edge list, segment sums), ``"offsets"``, ``"square"`` or ``"dense"``,
+            which is the quicker of the two last; same parameters, see `xtalnet_jax.models.pairs`.
         detach: No gradient to the coordinates through the pair features, as in the reference.
         num_radial: Radial functions of the nearest distance added to each pair; 0 is the paper.
         cross_attention: Every so many layers the atoms attend to the pattern tokens; 0 = never.
@@ -80,9 +81,9 @@ class CSPNet(nn.Module):
         dtype: Type of the large products ("bfloat16" on accelerators); coordinates, phases,
             lattice numbers and the residual stream keep the type of the input.
         remat: Recompute each layer in the backward pass instead of storing its messages.
-        chunk: Offsets of the dense layout that a layer handles at a time, for large cells: pairs
-            of one block, ``chunk * n_node`` of each crystal, are in memory, in both passes, and
-            their features are made anew in every layer. None: all pairs at once, features kept.
+        chunk: Offsets or receivers that a layer handles at a time, for large cells: pairs of one
+            block, ``chunk * n_node`` of each crystal, are in memory, in both passes. None: all
+            pairs at once.
     """
 
     width: int = 512
@@ -99,8 +100,9 @@ class CSPNet(nn.Module):
 
     def setup(self) -> None:
         """Create the layers; names follow the reference's order."""
-        if self.layout not in ("dense", "sparse"):
-            raise ValueError(f'layout is "{self.layout}", expected "dense" or "sparse"')
+        if self.layout not in pair.LAYOUTS:
+            known = ", ".join(f'"{name}"' for name in pair.LAYOUTS)
+            raise ValueError(f'layout is "{self.layout}", expected one of {known}')
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk is {self.chunk}, expected at least 1, or None for all at once")
         layer = nn.remat(CSPLayer) if self.remat else CSPLayer
@@ -131,20 +133,19 @@ class CSPNet(nn.Module):
             raise ValueError(
                 "cross_attention > 0 needs the tokens of each pattern (tokens=..., token_mask=...)"
             )
-        options: dict[str, Any] = {
-            "metric": metric,
-            "num_radial": self.num_radial,
-            "detach": self.detach,
-        }
-        pairs: pair.DensePairs | pair.EdgeList
+        pairs = pair.make_pairs(
+            frac_coords,
+            node_mask,
+            self.num_freqs,
+            layout=self.layout,
+            dtype=frac_coords.dtype if self.dtype is None else self.dtype,
+            metric=metric,
+            num_radial=self.num_radial,
+            detach=self.detach,
+            chunk=self.chunk,
+        )
         n_graph, n_node, width = h.shape
-        if self.layout == "dense":
-            options["chunk"] = self.chunk
-            pairs = pair.dense_pairs(frac_coords, node_mask, self.num_freqs, **options)
-        else:
-            edges = pair.complete_edges(n_graph, n_node)
-            flat_coords, flat_mask = frac_coords.reshape(-1, 3), node_mask.reshape(-1)
-            pairs = pair.edge_list(flat_coords, flat_mask, *edges, self.num_freqs, **options)
+        if isinstance(pairs, EdgeList):
             h = h.reshape(-1, width)
         for i, layer in enumerate(self.layer):
             h = layer(h, lattice_features, pairs)
@@ -168,7 +169,7 @@ class CSPNet(nn.Module):
             raise ValueError("cross_attention works on padded batches only, not on a GraphsTuple")
         graph = node_graph(graphs)
         node_mask = graphs.nodes["atomic_numbers"] > 0
-        edges = pair.edge_list(
+        edges = edge_list(
             graphs.nodes["frac_coords"],
             node_mask,
             graphs.senders,

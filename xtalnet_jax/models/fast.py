@@ -17,8 +17,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-_ROWS = (((1,), (0,)), ((), ()))
-
 CACHE_BYTES = 4_000_000
 """Of one array that several operations go over in turn, see `num_blocks`."""
 
@@ -28,15 +26,14 @@ def dot_general(
 ) -> jax.Array:
     """``lax.dot_general`` for ``flax.linen.Dense``: last axis of ``lhs`` with the first of ``rhs``.
 
-    Where both are bfloat16 and the backend is a CPU, the result is float32, and what comes back
-    from it is rounded to bfloat16 in both gradients; otherwise nothing differs from
-    ``lax.dot_general``.
+    On a CPU only the gradient is written otherwise than that of ``lax.dot_general``, for which XLA
+    would transpose what comes back; of bfloat16 the result is float32, and what comes back is
+    rounded to bfloat16 in both gradients.
     """
-    half = lhs.dtype == rhs.dtype == jnp.bfloat16
-    if not half or jax.default_backend() != "cpu":
+    if lhs.dtype != rhs.dtype or precision is not None or jax.default_backend() != "cpu":
         return jax.lax.dot_general(lhs, rhs, dimension_numbers, precision, **kwargs)
     rows = lhs.reshape(-1, lhs.shape[-1])
-    return _half_product(rows, rhs).reshape(*lhs.shape[:-1], rhs.shape[-1])
+    return _product(rows, rhs).reshape(*lhs.shape[:-1], rhs.shape[-1])
 
 
 def product(x: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
@@ -45,25 +42,26 @@ def product(x: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
     return dot_general(x.astype(dtype), w.astype(dtype), dims)
 
 
+def _dot(x: jax.Array, w: jax.Array, axes: Any) -> jax.Array:
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jax.lax.dot_general(x, w, (axes, ((), ())), preferred_element_type=wide)
+
+
 @jax.custom_vjp
-def _half_product(x: jax.Array, w: jax.Array) -> jax.Array:
-    return jax.lax.dot_general(x, w, _ROWS, preferred_element_type=jnp.float32)
-
-
-def _forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _half_product(x, w), (x, w)
+def _product(x: jax.Array, w: jax.Array) -> jax.Array:
+    return _dot(x, w, ((1,), (0,)))
 
 
 def _backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = saved
-    dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
     g = g.astype(w.dtype)
-    dx = dot(g, w, (((1,), (1,)), ((), ())))
-    dw = dot(x[None], g[None], (((0, 1), (0, 1)), ((), ())))
+    dx = _dot(g, w, ((1,), (1,)))
+    half = x.dtype == jnp.bfloat16
+    dw = _dot(x[None], g[None], ((0, 1), (0, 1))) if half else _dot(x, g, ((0,), (0,)))
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
-_half_product.defvjp(_forward, _backward)
+_product.defvjp(lambda x, w: (_product(x, w), (x, w)), _backward)
 
 
 def gelu(x: jax.Array) -> jax.Array:

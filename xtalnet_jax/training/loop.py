@@ -38,6 +38,7 @@ from xtalnet_jax.types import Params, PyTree
 __all__ = ["train"]
 
 EvaluateFn = Callable[[Params, int], dict[str, float]]
+PrepareFn = Callable[[Params], tuple[BatchSource, BatchSource | None]]
 
 
 def train(
@@ -51,6 +52,7 @@ def train(
     count_fn: CountFn = leading_rows,
     initialize: Callable[[Params], Params] | None = None,
     evaluate_fn: EvaluateFn | None = None,
+    prepare: PrepareFn | None = None,
     record: Mapping[str, Any] | None = None,
     stream: TextIO | io.TextIOBase | None = sys.stderr,
 ) -> TrainState:
@@ -72,6 +74,8 @@ def train(
         initialize: turns freshly drawn parameters into those to start from (a pretrained encoder).
         evaluate_fn: further metrics of ``(averaged parameters, step)`` at each evaluation, called
             on the main process only.
+        prepare: makes of the parameters of the first step the two sources that are read in place
+            of those given, with what depends on frozen parameters alone computed beforehand.
         record: stored in every checkpoint (the config of the model, say).
         stream: where the progress goes; None is nowhere.
 
@@ -95,6 +99,8 @@ def train(
     state, meta = restored if restored is not None else (fresh(), None)
     start = int(state.step)
     parallel.require_same(start, "the step to resume from")
+    if prepare is not None:
+        source, eval_source = prepare(state.params)
     if cfg.num_seconds and parallel.num_processes > 1:
         raise ValueError("num_seconds is for one process: the clocks of several differ")
     length = Length(cfg, per_epoch, start, clock)

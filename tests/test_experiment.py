@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import cpcp, flow
+from configs import ccsg, cpcp, flow
 from tests.solve import tiny
 from xtalnet_jax import experiment, tasks
 from xtalnet_jax.data.fixtures import load_set, textbook_crystals, textbook_set
@@ -64,6 +64,48 @@ def test_generator_takes_the_encoder_over(pretrained, tmp_path):
     assert equal(saved, params)
     assert set(stored["lattice_stats"]) == {"mean", "std"}
     assert (tmp_path / "metrics.jsonl").is_file()
+
+
+def test_frozen_encoder_reads_each_pattern_of_the_set_but_once(tmp_path, monkeypatch):
+    """With its answers at hand training goes as with the encoder in every step."""
+    lines = textbook_set()
+    own = {"peaks_inv_d": lines.lines_inv_d[:, :24], "peaks_strength": lines.lines_strength[:, :24]}
+    measured = np.tile(np.float32([0.05, 1.0]), (lines.num_crystals, 1))
+    monkeypatch.setattr(experiment, "load_set", lambda *_: lines._replace(**own, measured=measured))
+    config = recipe(ccsg, num_steps=3)
+    config.pattern.source = "own"
+    assert tasks.pattern_encoder(config) is not None
+    seen = []
+    batches = experiment.EncodedBatches.batch
+
+    def spy(self: Any, step: int) -> Any:
+        seen.append(batches(self, step))
+        return seen[-1]
+
+    monkeypatch.setattr(experiment.EncodedBatches, "batch", spy)
+    found = experiment.run(config, tmp_path / "once")
+    assert len(seen) >= 3  # read, and not only made
+    monkeypatch.setattr(tasks, "pattern_encoder", lambda _: None)
+    wanted = experiment.run(config, tmp_path / "always")
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"pattern.source": "lines"},
+        {"train.freeze": ()},
+        {"model.network.cross_attention": 1},
+        {"task": "cpcp"},
+    ],
+)
+def test_patterns_that_vary_or_learn_are_encoded_in_every_step(changed):
+    config = recipe(ccsg)
+    config.pattern.source = "own"
+    with config.unlocked():
+        config.update_from_flattened_dict(changed)
+    assert tasks.pattern_encoder(config) is None
 
 
 def test_resumed_run_equals_the_uninterrupted_one(tmp_path):

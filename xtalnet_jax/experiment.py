@@ -32,6 +32,7 @@ from xtalnet_jax.data.packed import PackedSet
 from xtalnet_jax.pretrained.merge import merge_params
 from xtalnet_jax.pretrained.weights import load_weights, save_weights
 from xtalnet_jax.training.loop import train
+from xtalnet_jax.training.progress import format_seconds
 from xtalnet_jax.training.state import averaged_params
 from xtalnet_jax.types import Params
 
@@ -64,16 +65,26 @@ def encode_patterns(
     encode: Callable[[Params, Example], jax.Array],
     params: Params,
     packed: PackedSet,
+    say: Callable[[str], None] = lambda _: None,
     batch_size: int = 64,
 ) -> np.ndarray:
-    """What ``encode`` (see `tasks.pattern_encoder`) says of each pattern of the set, [n, d]."""
-    width = int(packed.num_atoms.max())
-    found = []
-    for start in range(0, packed.num_crystals, batch_size):
+    """What ``encode`` (see `tasks.pattern_encoder`) says of each pattern of the set, [n, d].
+
+    Progress goes to ``say`` every ten seconds.
+    """
+    num, width = packed.num_crystals, int(packed.num_atoms.max())
+    found, begin = [], time.monotonic()
+    said = begin
+    for start in range(0, num, batch_size):
         index = np.arange(start, start + batch_size)
-        index = np.where(index < packed.num_crystals, index, -1)
-        found.append(np.asarray(encode(params, gather(packed, index, width))))
-    return np.concatenate(found)[: packed.num_crystals]
+        batch = gather(packed, np.where(index < num, index, -1), width)
+        found.append(np.asarray(encode(params, batch)))
+        done, now = min(start + batch_size, num), time.monotonic()
+        if now - said > 10:
+            rate, said = done / (now - begin), now
+            left = format_seconds((num - done) / rate)
+            say(f"encoded {done}/{num} patterns | {rate:.4g}/s | {left} left")
+    return np.concatenate(found)[:num]
 
 
 def run(
@@ -106,9 +117,9 @@ def run(
     sets = ((train_set, True), (eval_set, False))
     encode = tasks.pattern_encoder(config)
 
-    def encoded(params: Params) -> tuple[Batches, Batches]:
+    def encoded(params: Params, say: Callable[[str], None]) -> tuple[Batches, Batches]:
         assert encode is not None
-        patterns = (encode_patterns(encode, params, packed) for packed, _ in sets)
+        patterns = (encode_patterns(encode, params, packed, say) for packed, _ in sets)
         source, eval_source = (batches(config, *each, own) for each, own in zip(sets, patterns))
         return source, eval_source
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import inputs, sampling, scaling, startup, training
+from benchmarks import inputs, layouts, sampling, scaling, startup, training
 
 NETWORKS = {
     "model.encoder.width": 16,
@@ -59,7 +59,9 @@ def test_inputs_survive_the_way_into_a_recipe(folder: Path) -> None:
         np.testing.assert_array_equal(peaks.position, expected)
 
 
-@pytest.mark.parametrize(("task", "layout"), [("ccsg", "buckets"), ("cpcp", "mixed")])
+@pytest.mark.parametrize(
+    ("task", "layout"), [("ccsg", "buckets"), ("ccsg, encoded", "mixed"), ("cpcp", "mixed")]
+)
 def test_training_step_is_timed(folder: Path, task: str, layout: str) -> None:
     found = training.measure(case(folder, task=task, layout=layout))
     assert found["crystals_per_s"] > 0
@@ -94,3 +96,11 @@ def test_commands_are_found_and_results_written(tmp_path: Path) -> None:
     assert content["rows"] == [{"what": "a", "s": 0.12345}]
     assert content["provenance"]["versions"]["jax"]
     assert "| a | 0.123 |" in path.with_suffix(".md").read_text()
+
+
+def test_layouts_are_timed_on_the_same_crystals() -> None:
+    rows = layouts.compare((2, 5), ["sparse", "square"], 1, width=16, layers=1, num_freqs=4)
+    assert [row["layout"] for row in rows] == ["sparse", "square"]
+    assert all(row["forward_ms"] > 0 and row["gradient_ms"] > 0 for row in rows)
+    assert rows[0]["difference"] == 0
+    assert 0 < rows[1]["difference"] < 1e-4

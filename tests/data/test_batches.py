@@ -9,6 +9,7 @@ from tests.data import cases
 from xtalnet_jax.data import packed as packed_sets
 from xtalnet_jax.data.batches import (
     BucketedBatches,
+    EncodedBatches,
     MixedBatches,
     ResidentBatches,
     buckets_for,
@@ -272,3 +273,17 @@ def test_own_peaks_travel_with_their_crystals(packed):
             batch.peaks.position[real], own.peaks_inv_d[batch.index[real]]
         )
         np.testing.assert_array_equal(batch.peaks.mask.sum(-1), 2 * real)
+
+
+@pytest.mark.parametrize("kind", [BucketedBatches, MixedBatches])
+def test_what_is_known_of_each_pattern_comes_with_its_crystal(packed, kind):
+    patterns = np.random.default_rng(1).normal(size=(NUM, 3)).astype(np.float32)
+    batches = kind(packed, budget_pairs=800)
+    encoded, resident = EncodedBatches(batches, patterns), ResidentBatches(batches, patterns)
+    for step in range(batches.num_steps_per_epoch):
+        batch = encoded.batch(step)
+        real = batch.index >= 0
+        np.testing.assert_array_equal(batch.pattern[real], patterns[batch.index[real]])
+        assert_equal(batch._replace(pattern=None), batches.batch(step))
+        taken = resident.gather(resident.resident, resident.batch(step))
+        np.testing.assert_array_equal(taken.pattern[real], batch.pattern[real])

@@ -1,4 +1,4 @@
-"""The crystal network: two layouts, symmetries, padding, gradients."""
+"""The crystal network: three layouts, symmetries, padding, gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -66,16 +66,18 @@ def _close(a, b, rtol=2e-5):
         (6, (6, 5, 0), {"detach": False, "num_radial": 3}),
         (2, (2, 1, 2), {"cross_attention": 1, "heads": 2}),
         (1, (1, 1, 0), {}),
+        (5, (5, 0, 2), {"num_radial": 3, "remat": True}),
     ],
 )
 def test_layouts_agree(n_node, sizes, options):
     args = _inputs(n_node=n_node, sizes=sizes)
-    init, dense = _net(**options)
+    init, sparse = _net(layout="sparse", **options)
     params = init(jax.random.key(1), *args)
-    _, sparse = _net(layout="sparse", **options)
-    ours, theirs = (_value_and_grads(f, params, args) for f in (dense, sparse))
-    _close(ours, theirs)
-    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(ours))
+    theirs = _value_and_grads(sparse, params, args)
+    for layout in ("offsets", "square")[: 1 + options.get("detach", True)]:
+        ours = _value_and_grads(_net(layout=layout, **options)[1], params, args)
+        _close(ours, theirs)
+        assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(ours))
 
 
 @pytest.mark.parametrize(
@@ -92,10 +94,14 @@ def test_layouts_agree(n_node, sizes, options):
         (9, (9, 8, 0), 3, {"num_radial": 3}),  # a block and a rest
         (5, (5, 3, 1), 7, {"detach": False}),  # less than a block
         (1, (1, 1, 0), 2, {}),
+        (8, (8, 5, 1), 2, {"layout": "square", "cross_attention": 1, "heads": 2}),
+        (9, (9, 8, 0), 4, {"layout": "square", "num_radial": 3, "remat": True}),  # 3 rows missing
+        (5, (5, 3, 1), 7, {"layout": "square"}),
     ],
 )
 def test_blocks_of_pairs_agree_with_all_at_once(n_node, sizes, chunk, options):
     args = _inputs(n_node=n_node, sizes=sizes)
+    options = {"layout": "offsets"} | options
     init, whole = _net(**options)
     params = init(jax.random.key(1), *args)
     init_blocks, blocks = _net(chunk=chunk, **options)
@@ -106,10 +112,12 @@ def test_blocks_of_pairs_agree_with_all_at_once(n_node, sizes, chunk, options):
         assert float(jnp.abs(ours[1][2]).max()) > 1e-3
 
 
-def test_memory_goes_with_the_block():
+@pytest.mark.parametrize("layout", ["offsets", "square"])
+def test_memory_goes_with_the_block(layout):
     """Without blocks the step of a large cell wants all of its pairs at once."""
-    args = _inputs(n_graph=1, n_node=64, sizes=(64,))
-    init, whole = _net(num_radial=3)
+    args = _inputs(n_graph=1, n_node=64, sizes=(64,), width=64)
+    options = {"num_radial": 3, "layout": layout, "width": 64}
+    init, whole = _net(**options)
     params = jax.eval_shape(init, jax.random.key(1), *args)
 
     def temporary(apply):
@@ -119,7 +127,7 @@ def test_memory_goes_with_the_block():
         lowered = jax.jit(jax.grad(loss)).lower(params, *args)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
-    _, blocks = _net(num_radial=3, chunk=4)
+    _, blocks = _net(chunk=4, **options)
     assert temporary(blocks) < temporary(whole) / 3
 
 

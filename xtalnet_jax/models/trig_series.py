@@ -103,7 +103,7 @@ interpolate.defvjp(
 
 
 def grid_size(num_freqs: int) -> int:
-    """Grid points per period; a table costs as much as the products of twice as many pairs."""
+    """Grid points per period; the tables cost what the products of twice as many pairs do."""
     return 2 * OVERSAMPLING * num_freqs
 
 

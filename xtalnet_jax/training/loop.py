@@ -38,7 +38,7 @@ from xtalnet_jax.types import Params, PyTree
 __all__ = ["train"]
 
 EvaluateFn = Callable[[Params, int], dict[str, float]]
-PrepareFn = Callable[[Params], tuple[BatchSource, BatchSource | None]]
+PrepareFn = Callable[[Params, Callable[[str], None]], tuple[BatchSource, BatchSource | None]]
 
 
 def train(
@@ -75,7 +75,8 @@ def train(
         evaluate_fn: further metrics of ``(averaged parameters, step)`` at each evaluation, called
             on the main process only.
         prepare: makes of the parameters of the first step the two sources that are read in place
-            of those given, with what depends on frozen parameters alone computed beforehand.
+            of those given, with what depends on frozen parameters alone computed beforehand; the
+            second argument prints a line.
         record: stored in every checkpoint (the config of the model, say).
         stream: where the progress goes; None is nowhere.
 
@@ -99,8 +100,6 @@ def train(
     state, meta = restored if restored is not None else (fresh(), None)
     start = int(state.step)
     parallel.require_same(start, "the step to resume from")
-    if prepare is not None:
-        source, eval_source = prepare(state.params)
     if cfg.num_seconds and parallel.num_processes > 1:
         raise ValueError("num_seconds is for one process: the clocks of several differ")
     length = Length(cfg, per_epoch, start, clock)
@@ -113,6 +112,8 @@ def train(
         progress.say(f"resumed {task.name} from step {start}")
     if start >= length.num_steps:
         return state
+    if prepare is not None:
+        source, eval_source = prepare(state.params, progress.say)
     log = MetricsLog(Path(workdir), start, cfg.tensorboard) if parallel.is_main else None
     if parallel.is_main:
         (Path(workdir) / "config.json").write_text(json.dumps(about, indent=1))

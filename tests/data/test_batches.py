@@ -79,9 +79,10 @@ def test_content_padding_and_shapes(packed):
     batches = BucketedBatches(packed, batch_sizes={4: 8, 8: 4, 12: 3, 16: 2, 20: 2})
     sizes = {4: 8, 8: 4, 12: 3, 16: 2, 20: 2}
     for batch in epoch_of(batches):
-        crystals, lines, index, peaks, group_sizes = batch
+        crystals, lines, index, peaks, group_sizes, pattern = batch
         assert group_sizes is None  # one size for all
         assert peaks is None  # this set came without patterns of its own
+        assert pattern is None  # nobody encoded any
         n_graph, n_node = crystals.atomic_numbers.shape
         assert sizes[n_node] == n_graph
         assert crystals.atomic_numbers.dtype == np.int32
@@ -285,5 +286,6 @@ def test_what_is_known_of_each_pattern_comes_with_its_crystal(packed, kind):
         real = batch.index >= 0
         np.testing.assert_array_equal(batch.pattern[real], patterns[batch.index[real]])
         assert_equal(batch._replace(pattern=None), batches.batch(step))
-        taken = resident.gather(resident.resident, resident.batch(step))
+        on_device = jax.tree.map(jnp.asarray, (resident.resident, resident.batch(step)))
+        taken = resident.gather(*on_device)
         np.testing.assert_array_equal(taken.pattern[real], batch.pattern[real])

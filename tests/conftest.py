@@ -19,6 +19,12 @@ compilation.use_cache()
 SHARED = Path(os.environ.get("XTALNET_SHARED", Path(__file__).parents[2] / "shared"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs() -> None:
+    """One process compiles thousands of programs here, and Linux would end it at some number."""
+    compilation.make_room(share=0.4)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference numbers and structures; tests that need it are skipped without it."""

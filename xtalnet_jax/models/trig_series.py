@@ -39,12 +39,8 @@ class Points(NamedTuple):
 
 
 def locate(x: Float[Array, "*batch 3"], num_freqs: int) -> Points:
-    """Windows around the fractional numbers ``x`` (any period) of the tables of `grid_values`.
-
-    No gradient reaches ``x``: the interpolated values are accurate, their slopes less so.
-    """
+    """Windows around the fractional numbers ``x`` (any period) of the tables of `grid_values`."""
     size = grid_size(num_freqs)
-    x = jax.lax.stop_gradient(x)
     place = (x - jnp.floor(x)) * size
     first = jnp.ceil(place - WIDTH / 2)
     steps = jnp.arange(WIDTH, dtype=x.dtype).reshape((1,) * x.ndim + (WIDTH,))
@@ -67,7 +63,10 @@ def grid_values(to_sin: Float[Array, "k d"], to_cos: Float[Array, "k d"]) -> Tab
 
 @jax.custom_vjp
 def interpolate(points: Points, tables: Tables) -> Float[Array, "*batch d"]:
-    """Sum of the three series at each point."""
+    """Sum of the three series at each point.
+
+    No gradient reaches the points: the interpolated values are accurate, their slopes less so.
+    """
     total = jnp.zeros((), tables[0].dtype)
     for axis, table in enumerate(tables):
         for i in range(WIDTH):

@@ -73,6 +73,7 @@ def encode_patterns(
     Progress goes to ``say`` every ten seconds.
     """
     num, width = packed.num_crystals, int(packed.num_atoms.max())
+    params = jax.device_put(params)  # once, not with every batch
     found, begin = [], time.monotonic()
     said = begin
     for start in range(0, num, batch_size):

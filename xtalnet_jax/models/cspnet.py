@@ -72,8 +72,8 @@ class CSPNet(nn.Module):
         width: Feature width d.
         layers: Number of layers.
         num_freqs: Frequencies k = 0 .. num_freqs - 1 in each of three directions.
-        layout: ``"sparse"`` (edge list, segment sums), ``"offsets"``, ``"square"`` or ``"dense"``,
-            which is the quicker of the two last; same parameters, see `xtalnet_jax.models.pairs`.
+        layout: ``"sparse"`` (edge list, segment sums), ``"offsets"``, ``"square"``, or ``"dense"``:
+            the quicker of offsets and square. Same parameters, see `xtalnet_jax.models.pairs`.
         detach: No gradient to the coordinates through the pair features, as in the reference.
         num_radial: Radial functions of the nearest distance added to each pair; 0 is the paper.
         cross_attention: Every so many layers the atoms attend to the pattern tokens; 0 = never.

@@ -2,8 +2,8 @@
 
 What the atoms of a pair bring is broadcast along the rows and columns of the square, what their
 difference brings is read from a table (`xtalnet_jax.models.trig_series`), and XLA makes one pass of
-all that. Sums over senders and over receivers are products with a vector, which go at the speed of
-memory; XLA's own sums over such axes take 2 to 20 times as long.
+all that. Sums over senders and over receivers are products with a vector, since XLA's own sums over
+an axis that is not the last are slow on a CPU.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ three periodic functions of one number each, with ``num_freqs`` frequencies. As 
 sines and cosines it costs ``6 num_freqs`` multiplications an output and pair, and as many more for
 the gradient of the kernel. Here the functions are tabulated on a grid once, and a pair reads
 ``3 WIDTH`` rows of the tables: a non-uniform Fourier transform with the kernel
-``exp(beta (sqrt(1 - z^2) - 1))``, accurate to 3e-6 of an amplitude where float32 loses ten times as
-much in the phases of the sines. Source: Barnett, Magland and af Klinteberg 2019 (arXiv
-1808.06736), sections 2 and 3.
+``exp(beta (sqrt(1 - z^2) - 1))``. In float32, at 128 frequencies, the largest error is 3e-5 of an
+amplitude; sines made directly are off by 8e-5, for the rounding of their phases. Source: Barnett,
+Magland and af Klinteberg 2019 (arXiv 1808.06736), sections 2 and 3.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _interpolate_back(saved: tuple[Points, Tables], g: jax.Array) -> tuple[None,
     g, cell = g.reshape(-1, 1, width), points.cell.reshape(-1, 3)
     weight = points.weight.reshape(-1, 3, WIDTH, 1)
 
-    # A loop of small additions in place: XLA's scatter takes six times as long.
+    # A loop of small additions in place, since XLA's scatter is slow on a CPU.
     def add(i: jax.Array, tables: Tables) -> Tables:
         out = []
         for axis, table in enumerate(tables):

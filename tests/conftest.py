@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ SHARED = Path(os.environ.get("XTALNET_SHARED", Path(__file__).parents[2] / "shar
 def room_for_programs() -> None:
     """One process compiles thousands of programs here, and Linux would end it at some number."""
     compilation.make_room(share=0.4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Most programs here run once, and XLA would be twice as long in making them quick ones."""
+    optimised = request.node.get_closest_marker("optimised") is not None
+    jax.config.update("jax_disable_most_optimizations", not optimised)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

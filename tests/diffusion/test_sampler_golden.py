@@ -13,6 +13,8 @@ from xtalnet_jax.models.ccsg import CCSG
 from xtalnet_jax.pretrained.reference import load_reference
 from xtalnet_jax.pxrd.pattern import PeakBatch
 
+pytestmark = pytest.mark.optimised
+
 TABLES = (
     "beta_scheduler.betas",
     "beta_scheduler.alphas",

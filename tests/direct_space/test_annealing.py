@@ -16,6 +16,8 @@ from xtalnet_jax.direct_space import annealing, known_cell, placement
 from xtalnet_jax.direct_space.annealing import CHUNK, DEFAULT, anneal, cos_sin
 from xtalnet_jax.pxrd.simulate import simulate_pattern
 
+pytestmark = pytest.mark.optimised
+
 RUTILE = standardise(textbook_crystals()["rutile"])
 KEY = jax.random.key(0)
 

@@ -14,6 +14,8 @@ from xtalnet_jax.direct_space import known_cell
 from xtalnet_jax.pxrd.hkl import hkl_table
 from xtalnet_jax.pxrd.simulate import simulate_pattern
 
+pytestmark = pytest.mark.optimised
+
 TEXTBOOK = {"rutile": 136, "cuprite": 224, "wurtzite": 186, "cadmium_iodide": 164}
 BUILT = [  # one of each Laue class that matters, on all its sites of few atoms
     ("aP", 2), ("mP", 14), ("mC", 15), ("oP", 62), ("oF", 70), ("tI", 88), ("tP", 136), ("hR", 148),

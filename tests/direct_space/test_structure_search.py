@@ -19,6 +19,8 @@ from xtalnet_jax.direct_space.structure_search import (
 )
 from xtalnet_jax.pxrd.simulate import simulate_pattern
 
+pytestmark = pytest.mark.optimised
+
 
 def with_rounds(settings, *rounds, **changes):
     return settings._replace(selection=settings.selection._replace(rounds=rounds), **changes)

@@ -18,6 +18,8 @@ from xtalnet_jax.pxrd.pattern import (
 )
 from xtalnet_jax.pxrd.simulate import lines_of
 
+pytestmark = pytest.mark.optimised
+
 RANGE = tuple(float(inv_d_from_two_theta(x, CU_KALPHA)) for x in (5.0, 90.0))
 
 

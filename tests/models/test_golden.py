@@ -16,7 +16,7 @@ from xtalnet_jax.pretrained.convert_torch import reference_config, reference_par
 
 BATCHES = ("small", "large", "edge")
 TOLERANCE = {"f32": 1e-5, "f64": 1e-10}
-pytestmark = pytest.mark.shared
+pytestmark = [pytest.mark.shared, pytest.mark.optimised]
 
 
 @pytest.fixture(params=["f32", "f64"])

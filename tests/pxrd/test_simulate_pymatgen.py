@@ -8,7 +8,7 @@ import pytest
 from xtalnet_jax.crystals.crystal import Crystal
 from xtalnet_jax.pxrd import simulate
 
-pytestmark = pytest.mark.shared
+pytestmark = [pytest.mark.shared, pytest.mark.optimised]
 
 
 def crystals_of(path: Path, num: int, most_atoms: int) -> list[Crystal]:

@@ -15,6 +15,8 @@ from xtalnet_jax.refine.decomposition import decomposed_rwp
 from xtalnet_jax.refine.refine import compare, refine
 from xtalnet_jax.refine.settings import RefineSettings
 
+pytestmark = pytest.mark.optimised
+
 RUTILE = textbook_crystals()["rutile"]
 FWHM, ETA = 0.2, 0.4
 SHAPE = (0.0, FWHM, 0.0, ETA)

@@ -12,6 +12,8 @@ from xtalnet_jax.refine.refine import compare, refine
 from xtalnet_jax.refine.settings import RefineSettings
 from xtalnet_jax.refine.variants import displacement, free_variant, promising, start_variant
 
+pytestmark = pytest.mark.optimised
+
 INSTRUMENT = Instrument(w=0.01, u=0.0, x=0.0, y=0.0, eta=0.4)
 SETTINGS = RefineSettings(chunk=3)
 

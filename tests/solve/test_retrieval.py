@@ -18,6 +18,8 @@ from xtalnet_jax.solve.retrieval import RetrievalIndex
 from xtalnet_jax.solve.retrieval_build import build_file
 from xtalnet_jax.solve.solver import Solver
 
+pytestmark = pytest.mark.optimised
+
 TEXTBOOK = textbook_crystals()
 SMALL = {name: c for name, c in TEXTBOOK.items() if len(c.atomic_numbers) <= 6}
 SALT = TEXTBOOK["caesium_chloride"]

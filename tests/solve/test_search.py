@@ -12,6 +12,8 @@ from xtalnet_jax.solve import screen
 from xtalnet_jax.solve import search as search_module
 from xtalnet_jax.solve.search import DEFAULT, _shares, search
 
+pytestmark = pytest.mark.optimised
+
 RUTILE = standardise(textbook_crystals()["rutile"])
 
 

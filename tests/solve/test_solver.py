@@ -20,6 +20,8 @@ from xtalnet_jax.pxrd.simulate import lines_of, simulate_pattern
 from xtalnet_jax.solve import assess, ranking, report_card
 from xtalnet_jax.solve.solver import Fit, Solver, features_of, load_solver
 
+pytestmark = pytest.mark.optimised
+
 TEXTBOOK = textbook_crystals()
 SMALL = {name: c for name, c in TEXTBOOK.items() if len(c.atomic_numbers) <= 6}
 SALT = TEXTBOOK["caesium_chloride"]

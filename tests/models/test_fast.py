@@ -66,6 +66,42 @@ def test_activations_and_their_gradients_are_those_of_jax(name: str, dtype: str)
         )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("of", [gelu, silu])
+def test_product_of_an_activation(of: fast.Activation, dtype: str) -> None:
+    key_x, key_w, key_g = jax.random.split(jax.random.key(0), 3)
+    x, w = 2 * jax.random.normal(key_x, (2, 3, 5, 16)), jax.random.normal(key_w, (16, 9))
+    g = jax.random.normal(key_g, (2, 3, 5, 9))
+
+    def found(x: jax.Array, w: jax.Array) -> jax.Array:
+        return product(x, w, dtype, of=of)
+
+    exact, exact_back = jax.vjp(lambda x, w: of(x) @ w, x, w)
+    y, back = jax.vjp(found, x, w)
+    for a, b in zip((exact, *exact_back(g)), (y, *back(g)), strict=True):
+        tolerance = 1e-5 if dtype == "float32" else 0.03
+        np.testing.assert_allclose(b, a, rtol=0, atol=tolerance * np.abs(a).max())
+
+
+def test_what_is_multiplied_is_not_kept_for_the_gradient() -> None:
+    """Of each product its input is held, and neither the activation nor its slope."""
+    num, x, w = 6, jnp.ones((4096, 128)), jnp.full((128, 128), 0.01)
+
+    def loss(weights: list[jax.Array], x: jax.Array) -> jax.Array:
+        for w in weights:
+            x = product(x, w, x.dtype, of=silu)
+        return x.sum()
+
+    program = jax.jit(jax.grad(loss)).lower([w] * num, x).compile()
+    held = program.memory_analysis().temp_size_in_bytes / x.nbytes
+    assert num - 1 < held < num + 4
+
+
+def test_gradients_of_nothing() -> None:
+    back = jax.grad(lambda x: product(x, jnp.ones((4, 3)), x.dtype, of=silu).sum())
+    assert back(jnp.ones((0, 4))).shape == (0, 4)
+
+
 def test_blocks_divide_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast, "CACHE_BYTES", 100)
     assert [num_blocks(n, 10) for n in (10, 11, 20, 21, 13)] == [1, 11, 2, 3, 13]

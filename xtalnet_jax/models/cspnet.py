@@ -52,7 +52,7 @@ class CSPLayer(nn.Module):
         second = _Affine(self.width, self.width, name="edge_1")()
 
         def rest(message: jax.Array) -> jax.Array:
-            message = product(silu(message), second.kernel, dtype)
+            message = product(message, second.kernel, dtype, of=silu)
             bias = second.bias.astype(dtype).reshape((1,) * (message.ndim - 1) + (self.width,))
             return silu((message + bias).astype(dtype))
 

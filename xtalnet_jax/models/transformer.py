@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -11,16 +12,23 @@ from jaxtyping import Array, Bool, Float
 
 from xtalnet_jax.models import fast
 from xtalnet_jax.models.attention import mixed_rows, mixed_values
-from xtalnet_jax.models.fast import Dropout, dot_general, gelu
+from xtalnet_jax.models.fast import Dropout, gelu
 from xtalnet_jax.models.packed_tokens import PackedTokens, pack, packed_tokens, unpack
 
 bert_init = nn.initializers.normal(0.02)
 lecun = nn.initializers.lecun_normal()
 
 
-def dense(features: int, name: str, dtype: Any = None, init: Any = bert_init) -> nn.Dense:
-    """Dense layer whose product is the fast one for ``dtype``, see `fast.dot_general`."""
-    return nn.Dense(features, kernel_init=init, dtype=dtype, dot_general=dot_general, name=name)
+def dense(
+    features: int,
+    name: str,
+    dtype: Any = None,
+    init: Any = bert_init,
+    of: fast.Activation | None = None,
+) -> nn.Dense:
+    """Dense layer, of an activation of its input if given, by `fast.dot_general`."""
+    dot = functools.partial(fast.dot_general, of=of)
+    return nn.Dense(features, kernel_init=init, dtype=dtype, dot_general=dot, name=name)
 
 
 class LayerNorm(nn.Module):
@@ -124,8 +132,8 @@ class EncoderLayer(nn.Module):
             x = x[:, 0] if packed is None else x[packed.row[:, 0]]
         x = x + drop(mixed, deterministic=not train).astype(x.dtype)
         y = LayerNorm(dtype=self.dtype, name="ffn_norm")(x)
-        y = gelu(dense(self.ffn, "fc1", self.dtype)(y).astype(y.dtype))
-        y = dense(x.shape[-1], "fc2", self.dtype)(y)
+        y = dense(self.ffn, "fc1", self.dtype)(y).astype(y.dtype)
+        y = dense(x.shape[-1], "fc2", self.dtype, of=gelu)(y)
         return x + drop(y, deterministic=not train).astype(x.dtype)
 
 

@@ -28,7 +28,7 @@ def room_for_programs() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Most programs here run once, and XLA would be twice as long in making them quick ones."""
+    """Most programs here run once, for less time than XLA would take to optimise them."""
     optimised = request.node.get_closest_marker("optimised") is not None
     jax.config.update("jax_disable_most_optimizations", not optimised)
     yield

@@ -84,11 +84,7 @@ silu = Activation(_silu)
 """``jax.nn.silu``."""
 
 gelu = Activation(_gelu)
-"""GELU in its exact form, ``jax.nn.gelu``; of bfloat16 by erf, not by erfc.
-
-That is the less costly of the two: an encoder layer of 512 units, its attention apart, takes a
-fifth less of the processor.
-"""
+"""GELU in its exact form, ``jax.nn.gelu``; of bfloat16 by erf, which costs less than erfc."""
 
 
 def dot_general(

@@ -27,19 +27,6 @@ def use_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def step_options() -> dict[str, bool]:
-    """Compiler options of a training step on one device.
-
-    On a CPU XLA orders operations so that many can run at once, and holds the results of all of
-    them; training takes the order of least memory.
-    """
-    import jax
-
-    if jax.default_backend() != "cpu":
-        return {}
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-
-
 def return_memory() -> None:
     """Give back to the system what compiling has used and freed, as glibc would keep it."""
     try:

@@ -26,6 +26,7 @@ from xtalnet_jax.diffusion.lattice_code import LatticeStats, decode, fit_stats
 from xtalnet_jax.diffusion.schedules import make_schedules
 from xtalnet_jax.models.ccsg import CCSG, Condition, FlowCCSG
 from xtalnet_jax.models.cpcp import CPCP
+from xtalnet_jax.models.fast import behind
 from xtalnet_jax.pxrd.augment import Effects, peaks_from_lines
 from xtalnet_jax.pxrd.pattern import (
     CU_KALPHA,
@@ -379,17 +380,20 @@ def _bind(
             cell = decode(lattice, crystals.num_atoms, _stats(config))
             extra["metric"] = jax.lax.stop_gradient(jnp.einsum("gik,gjk->gij", cell, cell))
 
-        def part(rows: slice, n_node: int) -> tuple[jax.Array, jax.Array]:
+        def part(rows: slice, n_node: int, others: Any = None) -> tuple[jax.Array, jax.Array]:
             own, cell, time, metric = jax.tree.map(
                 lambda a: a[rows], (condition, lattice, t, extra)
             )
             atoms = numbers[rows, :n_node], x[rows, :n_node]
+            cell = behind(cell, others)
             coord, cell = model.apply(params, own, *atoms, cell, time, **metric, method="denoise")
             return jnp.pad(coord, ((0, 0), (0, x.shape[1] - n_node), (0, 0))), cell
 
         if sizes is None:
             return part(slice(None), x.shape[1])
-        parts = [part(*group) for group in sizes.groups(len(x))]
+        parts: list[tuple[jax.Array, jax.Array]] = []
+        for group in sizes.groups(len(x)):
+            parts.append(part(*group, parts[-1][0] if parts else None))
         return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
 
     return denoise

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from xtalnet_jax.models.fast import kept, num_blocks
+from xtalnet_jax.models.fast import kept, later, num_blocks
 from xtalnet_jax.models.packed_tokens import PackedTokens, pack, unpack
 
 MASKED = -1e30
@@ -149,6 +149,7 @@ def _forward(dropout: float, rng: jax.Array, where: Where, *inputs: jax.Array) -
 
 def _backward(dropout: float, saved: tuple[Any, ...], g: jax.Array) -> tuple[Any, ...]:
     rng, where, inputs, *results = saved
+    results = [later(x, g) for x in results]
 
     def block(rng: jax.Array, mask: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
         *inputs, mixed, log_total, g = arrays
@@ -244,5 +245,6 @@ def _graph_by_graph(
     which = (jax.random.split(rng, n_graph), start, count)
     like = jax.eval_shape(lambda which: first(n_token, *which), jax.tree.map(lambda a: a[0], which))
     out = [jnp.zeros((n_row + n_token, *a.shape[1:]), a.dtype) for a in like]
+    out = [later(a, arrays[-1]) for a in out]
     out, _ = jax.lax.scan(graph, out, which)
     return [a[:n_row] for a in out]

@@ -19,6 +19,7 @@ from xtalnet_jax.crystals.crystal import CrystalBatch
 from xtalnet_jax.crystals.sizes import Sizes
 from xtalnet_jax.models.cspnet import CSPNet, node_graph
 from xtalnet_jax.models.embeddings import fan_in_uniform
+from xtalnet_jax.models.fast import behind
 from xtalnet_jax.models.kinds import module_of_kind
 from xtalnet_jax.models.pxrd_encoder import PXRDEncoder
 from xtalnet_jax.models.reflection_tower import ReflectionTower
@@ -107,17 +108,25 @@ class CPCP(nn.Module):
 
         With ``sizes`` each group of rows is computed at its own padded size.
         """
-        if sizes is not None:
-            return jnp.concatenate([self.embed_crystals(part) for part in sizes.split(batch)])
         del train
+        if sizes is None:
+            return self._embed(batch)
+        parts: list[jax.Array] = []
+        for part in sizes.split(batch):
+            parts.append(self._embed(part, parts[-1] if parts else None))
+        return jnp.concatenate(parts)
+
+    def _embed(self, batch: CrystalBatch, others: jax.Array | None = None) -> jax.Array:
+        """Embed crystals; the gradient is through with these before it comes to the others."""
         batch = jax.tree.map(jnp.asarray, batch)
         mask = batch.atomic_numbers > 0
         if not self._on_atoms:
             feature = self.crystal_head(self.crystal_network(batch))
             return unit(jnp.where(mask.any(1)[:, None], feature, 0.0))
         metric = lattice_maths.metric_tensor(batch.lattice)
+        h = self.species(species_index(batch.atomic_numbers))
         h = self.crystal_network(
-            self.species(species_index(batch.atomic_numbers)),
+            behind(h, others),
             batch.frac_coords,
             lattice_numbers(batch.lattice, self.lattice_form),
             mask,

@@ -46,21 +46,43 @@ def _activated(activation: Activation, x: jax.Array) -> jax.Array:
 
 
 def _activated_back(activation: Activation, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    return ((g * activation.curve(_later(x, g))[1]).astype(x.dtype),)
+    return ((g * activation.curve(later(x, g))[1]).astype(x.dtype),)
 
 
 _activated.defvjp(lambda activation, x: (_activated(activation, x), x), _activated_back)
 
 
-def _later(x: jax.Array, g: jax.Array) -> jax.Array:
+def later(x: jax.Array, g: jax.Array) -> jax.Array:
     """``x``, which XLA takes for something that is there with ``g`` only, what comes back.
 
-    What a gradient computes again of ``x`` alone XLA would find equal to what the function has
-    computed, or compute as soon as ``x`` is there, and hold from then on.
+    What a gradient computes of ``x`` alone XLA would find equal to what the function has computed,
+    or compute as soon as ``x`` is there, and hold from then on: even a number of each row spread
+    over the row, and arrays of zeros.
     """
     if g.size == 0:
         return x
     return x + jnp.where(g.reshape(-1)[0] > 0, 0.0, -0.0).astype(x.dtype)
+
+
+def behind(x: jax.Array, other: jax.Array | None) -> jax.Array:
+    """``x``; the gradient is through with ``x`` before it comes to what made ``other``, if given.
+
+    Parts that do not depend on each other XLA would take through the gradient side by side, and
+    hold what it computes for all of them at once.
+    """
+    return x if other is None else _behind(x, other)
+
+
+@jax.custom_vjp
+def _behind(x: jax.Array, other: jax.Array) -> jax.Array:
+    return x
+
+
+def _behind_back(other: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return g, later(jnp.zeros_like(other), g)
+
+
+_behind.defvjp(lambda x, other: (x, other), _behind_back)
 
 
 def _silu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -70,9 +92,8 @@ def _silu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    half, x = x.dtype == jnp.bfloat16, _wide(x)
-    z = x * math.sqrt(0.5)
-    below = 0.5 + 0.5 * jax.lax.erf(z) if half else 0.5 * jax.lax.erfc(-z)
+    x = _wide(x)
+    below = 0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5))
     return x * below, below + x * jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 
 
@@ -84,7 +105,7 @@ silu = Activation(_silu)
 """``jax.nn.silu``."""
 
 gelu = Activation(_gelu)
-"""GELU in its exact form, ``jax.nn.gelu``; of bfloat16 by erf, which costs less than erfc."""
+"""GELU in its exact form, by erf: ``jax.nn.gelu`` takes erfc, which costs several passes."""
 
 
 def dot_general(
@@ -131,7 +152,7 @@ def _product_back(
 ) -> tuple[jax.Array, jax.Array]:
     x, w = saved
     g = _rows(g.astype(w.dtype))
-    left, slope = (x, None) if of is None else of.curve(_later(x, g))
+    left, slope = (x, None) if of is None else of.curve(later(x, g))
     left = _rows(left.astype(x.dtype))
     dx = _dot(g, w, ((1,), (1,))).reshape(x.shape)
     half = x.dtype == jnp.bfloat16
@@ -172,10 +193,10 @@ def _normed(
 
 def _layer_norm_back(epsilon: float, dtype: Any, saved: Any, g: jax.Array) -> tuple[jax.Array, ...]:
     del epsilon, dtype
-    x, mean, inverse, scale = saved
+    x, mean, inverse, scale = (later(a, g) for a in saved)
     g, rows = g.astype(mean.dtype), tuple(range(x.ndim - 1))
     down = g * scale[(None,) * len(rows)]
-    normal = (_later(x, g) - mean) * inverse
+    normal = (x - mean) * inverse
     along = (down * normal).mean(-1, keepdims=True)
     by_x = inverse * (down - down.mean(-1, keepdims=True) - normal * along)
     by_scale, by_bias = (g * normal).sum(rows), g.sum(rows)

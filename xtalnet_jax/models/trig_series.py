@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from xtalnet_jax.models.fast import later
+
 Tables: TypeAlias = tuple[jax.Array, ...]
 
 WIDTH = 7
@@ -91,7 +93,7 @@ def _interpolate_back(saved: tuple[Points, Tables], g: jax.Array) -> tuple[None,
             out.append(jax.lax.dynamic_update_slice(table, window, start))
         return tuple(out)
 
-    zeros = tuple(jnp.zeros((len(e), width), e.dtype) for e in empty)
+    zeros = tuple(later(jnp.zeros((len(e), width), e.dtype), g) for e in empty)
     return None, jax.lax.fori_loop(0, len(g), add, zeros)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from xtalnet_jax.compilation import return_memory, step_options
+from xtalnet_jax.compilation import return_memory
 from xtalnet_jax.types import PyTree
 
 __all__ = ["Parallel", "initialize_processes", "make_parallel"]
@@ -42,7 +42,7 @@ class Parallel(NamedTuple):
     def compile(self, fn: Callable, donate: tuple[int, ...] = ()) -> Callable:
         """``fn`` compiled; every argument must come from :meth:`replicate` or :meth:`shard`."""
         if self.axis_name is None:
-            return jax.jit(fn, donate_argnums=donate, compiler_options=step_options())
+            return jax.jit(fn, donate_argnums=donate)
         return jax.pmap(fn, axis_name=self.axis_name, donate_argnums=donate)
 
     def compile_ahead(

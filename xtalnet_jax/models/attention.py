@@ -149,7 +149,6 @@ def _forward(dropout: float, rng: jax.Array, where: Where, *inputs: jax.Array) -
 
 def _backward(dropout: float, saved: tuple[Any, ...], g: jax.Array) -> tuple[Any, ...]:
     rng, where, inputs, *results = saved
-    results = [later(x, g) for x in results]
 
     def block(rng: jax.Array, mask: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
         *inputs, mixed, log_total, g = arrays

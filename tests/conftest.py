@@ -12,8 +12,12 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
+
+from xtalnet_jax import compilation
+
 QUICK = "--xla_cpu_use_fusion_emitters=false"
-"""XLA's older emitter, which turns small programs into code three times faster than the newer."""
+"""XLA's older emitter, which takes much less time than the newer to turn a program into code."""
 
 
 def xla_knows(flag: str) -> bool:
@@ -24,13 +28,9 @@ def xla_knows(flag: str) -> bool:
     return done.returncode == 0
 
 
-# Where tests run in several processes, these have the variables of the first.
+# XLA reads it when it is first used.
 if QUICK not in os.environ.get("XLA_FLAGS", "") and xla_knows(QUICK):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
-
-import jax
-
-from xtalnet_jax import compilation
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 compilation.use_cache()
@@ -47,9 +47,11 @@ def room_for_programs() -> None:
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Most programs here run once, for less time than XLA would take to optimise them."""
-    optimised = request.node.get_closest_marker("optimised") is not None
-    jax.config.update("jax_disable_most_optimizations", not optimised)
-    yield
+    quick = request.node.get_closest_marker("optimised") is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))  # in processes started here
+        jax.config.update("jax_disable_most_optimizations", quick)
+        yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,3 +86,8 @@ def stir(params: Any, amount: float = 0.1) -> Any:
     rng = np.random.default_rng(0)
     moved = [p + amount * rng.standard_normal(p.shape).astype(np.float32) for p in leaves]
     return jax.tree.unflatten(structure, moved)
+
+
+def jitted(model: Any, method: str | None = None) -> Callable[..., Any]:
+    """``model.apply`` of a method as one program: operation by operation each would be compiled."""
+    return jax.jit(lambda params, *args, **more: model.apply(params, *args, method=method, **more))

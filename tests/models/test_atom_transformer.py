@@ -94,7 +94,7 @@ def test_pair_features_are_those_of_the_documented_pair():
     metric = lattice @ lattice.swapaxes(1, 2)
     cell = h[:, 0, :4]
     net = PairEmbedding(8, 3, 2)
-    params = stir(net.init(jax.random.key(0), h, x, cell, metric))
+    params = stir(jax.jit(net.init)(jax.random.key(0), h, x, cell, metric))
     psi, distance = net.apply(params, h, x, cell, metric)
     p = _numpy(params)
     i, j = 2, 0
@@ -274,7 +274,7 @@ def test_learns_a_direction():
         updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), value
 
-    params = net.init(jax.random.key(0), h, jnp.zeros((16, 4, 3)), cell, mask)
+    params = jax.jit(net.init)(jax.random.key(0), h, jnp.zeros((16, 4, 3)), cell, mask)
     keys = jax.random.split(jax.random.key(3), 200)
     losses = jax.jit(lambda p: jax.lax.scan(train, (p, tx.init(p)), keys)[1])(params)
     assert losses[0] > 0.8

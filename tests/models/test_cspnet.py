@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.common import jitted
 from xtalnet_jax.models.cspnet import CSPNet
 
 SMALL = {"width": 16, "layers": 2, "num_freqs": 4}
@@ -250,8 +251,8 @@ def test_graphs_tuple():
     lattice = jnp.linalg.cholesky(metric)
     batch = CrystalBatch(jnp.where(mask, 6, 0), x, lattice)
     net = CSPNet(num_radial=3, **SMALL)
-    params = net.init(jax.random.key(0), h, x, metric.reshape(-1, 9), mask, metric=metric)
-    expected = net.apply(params, h, x, metric.reshape(-1, 9), mask, metric=metric)
+    params = jax.jit(net.init)(jax.random.key(0), h, x, metric.reshape(-1, 9), mask, metric=metric)
+    expected = jax.jit(net.apply)(params, h, x, metric.reshape(-1, 9), mask, metric=metric)
     packed = pad_graphs(unstack_crystals(batch), max_nodes=12, max_edges=40, max_graphs=5)
     for graphs, ours in ((to_graphs(batch), slice(None)), (packed, np.asarray(mask))):
         graphs = jax.tree.map(jnp.asarray, graphs)
@@ -259,7 +260,7 @@ def test_graphs_tuple():
         flat = jnp.zeros((graphs.nodes["atomic_numbers"].shape[0], 16)).at[: len(rows)].set(rows)
         cell = graphs.globals["lattice"]
         features = (cell @ cell.swapaxes(1, 2)).reshape(-1, 9)
-        found = net.apply(params, flat, graphs, features, method="on_graphs")
+        found = jitted(net, "on_graphs")(params, flat, graphs, features)
         _close(found[: len(rows)], expected[ours].reshape(-1, 16))
 
 

@@ -178,7 +178,7 @@ def test_a_batch_without_room_loses_its_weakest_peaks_and_only_in_training():
     small = {**SMALL, "position": "fourier", "dropout": 0.0}
     peaks = _peaks("fourier")
     plain, packed = PXRDEncoder(**small), PXRDEncoder(**small, room=7 / 3)
-    params = stir(plain.init(jax.random.key(1), peaks), 0.2)
+    params = stir(jax.jit(plain.init)(jax.random.key(1), peaks), 0.2)
     least = np.sort(peaks.intensity[peaks.mask])[-7]
     strong = peaks.mask & (peaks.intensity >= least)
     assert strong.sum() == 7 < peaks.mask.sum() == 10
@@ -194,7 +194,7 @@ def test_a_batch_without_room_loses_its_weakest_peaks_and_only_in_training():
 def test_frozen_is_training_without_dropout():
     model = PXRDEncoder(position="fourier", dropout=0.5, **SMALL)
     peaks = _peaks("fourier")
-    params = model.init(jax.random.key(1), peaks)
+    params = jax.jit(model.init)(jax.random.key(1), peaks)
     frozen = model.apply(params, peaks, True, frozen=True)
     np.testing.assert_array_equal(frozen.pooled, model.apply(params, peaks).pooled)
 

@@ -40,7 +40,7 @@ def _batch(lattice=None, seed=1, num_atoms=5, num_padded=0):
 @pytest.fixture(scope="module")
 def embed():
     tower = ReflectionTower(**SMALL)
-    params = tower.init(jax.random.key(0), _batch())
+    params = jax.jit(tower.init)(jax.random.key(0), _batch())
     # The first weights are small; larger ones show a broken symmetry better.
     params = jax.tree.map(lambda x: 3.0 * x, params)
     return jax.jit(lambda batch: tower.apply(params, batch))
@@ -145,7 +145,7 @@ def test_gradients_are_finite_at_extinct_reflections():
     tower = ReflectionTower(**SMALL)
     numbers = jnp.array([[26, 26]])
     batch = CrystalBatch(numbers, jnp.array([[[0.0] * 3, [0.5] * 3]]), 2.9 * jnp.eye(3)[None])
-    params = tower.init(jax.random.key(0), batch)
+    params = jax.jit(tower.init)(jax.random.key(0), batch)
 
     def feature(params, coords):
         return tower.apply(params, batch._replace(frac_coords=coords)).sum()

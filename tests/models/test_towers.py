@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.common import stir
+from tests.models.common import jitted, stir
 from xtalnet_jax.crystals.crystal import CrystalBatch
 from xtalnet_jax.crystals.graph import to_graphs
 from xtalnet_jax.models.ccsg import CCSG, Condition, FlowCCSG
@@ -54,11 +54,12 @@ def test_towers_return_unit_vectors(towers):
 
 def test_scale_starts_at_e_and_ends_at_100():
     model = CPCP(ENCODER, NETWORK)
-    params = model.init(jax.random.key(0), _peaks(), _crystals())
+    params = jax.jit(model.init)(jax.random.key(0), _peaks(), _crystals())
+    apply = jitted(model)
 
     def scale(value):
         changed = {"params": {**params["params"], "logit_scale": jnp.asarray(value)}}
-        return float(model.apply(changed, _peaks(), _crystals())[2])
+        return float(apply(changed, _peaks(), _crystals())[2])
 
     start = float(params["params"]["logit_scale"])
     assert scale(start) == pytest.approx(np.e, rel=1e-6)
@@ -80,8 +81,8 @@ def test_crystal_vector_ignores_orientation_origin_and_order(towers):
 def test_crystal_vector_of_a_graphs_tuple(towers):
     model, params = towers
     batch = _crystals()
-    graphs = model.apply(params, to_graphs(batch), method="embed_graphs")
-    dense = model.apply(params, batch, method="embed_crystals")
+    graphs = jitted(model, "embed_graphs")(params, to_graphs(batch))
+    dense = jitted(model, "embed_crystals")(params, batch)
     np.testing.assert_allclose(graphs[:3], dense, atol=2e-5)
     assert not graphs[3:].any()
 
@@ -131,14 +132,14 @@ def generator(request):
     kind, fusion = request.param.split("-")
     model = (FlowCCSG if kind == "flow" else CCSG)(ENCODER, NETWORK, 8, fusion)
     args, params = _generator(model)
-    condition = model.apply(params, _peaks(), method="condition")
+    condition = jitted(model, "condition")(params, _peaks())
     denoise = jax.jit(lambda *a: model.apply(params, *a, method="denoise"))
     return model, params, condition, denoise, args
 
 
 def test_encoding_once_is_the_same_as_in_the_call(generator):
     model, params, condition, denoise, args = generator
-    once, at_once = denoise(condition, *args), model.apply(params, _peaks(), *args)
+    once, at_once = denoise(condition, *args), jitted(model)(params, _peaks(), *args)
     for a, b in zip(once, at_once):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert not once[0][args[0] == 0].any()
@@ -244,8 +245,8 @@ def test_add_fusion_is_a_node_linked_to_every_atom():
     batch = _crystals((5, 4, 3))
     args, params = _generator(model, batch)
     numbers, x, lattice, t = args
-    condition = model.apply(params, _peaks(), method="condition")
-    coord, _ = model.apply(params, condition, *args, method="denoise")
+    condition = jitted(model, "condition")(params, _peaks())
+    coord, _ = jitted(model, "denoise")(params, condition, *args)
 
     from xtalnet_jax.models.ccsg import AtomInput
     from xtalnet_jax.models.embeddings import time_embedding
@@ -278,7 +279,7 @@ def test_flow_sees_the_number_of_atoms():
         jnp.ones((3, 16)), jnp.ones((3, 4, 16)), jnp.ones((3, 4), bool), jnp.zeros(3, bool)
     )
     same = jnp.zeros((3, 6)), jnp.full(3, 0.5)
-    _, velocity = model.apply(params, condition, *args[:2], *same, method="denoise")
+    _, velocity = jitted(model, "denoise")(params, condition, *args[:2], *same)
     assert jnp.abs(velocity[0] - velocity[1]).max() > 1e-3
 
 
@@ -290,8 +291,9 @@ def test_flow_with_distances_needs_the_metric():
     with pytest.raises(ValueError, match="metric"):
         model.init(jax.random.key(0), *args)
     metric = batch.lattice @ batch.lattice.swapaxes(1, 2)
-    params = stir(model.init(jax.random.key(0), *args, metric=metric))
-    near, far = (model.apply(params, *args, metric=m) for m in (metric, 1.2 * metric))
+    params = stir(jax.jit(model.init)(jax.random.key(0), *args, metric=metric))
+    apply = jitted(model)
+    near, far = (apply(params, *args, metric=m) for m in (metric, 1.2 * metric))
     assert jnp.abs(near[0] - far[0]).max() > 1e-4
 
 

@@ -118,7 +118,7 @@ def test_parts_behind_each_other_need_the_memory_of_one() -> None:
 
     side_by_side, expected = temporaries(lambda x, _: x)
     in_turn, found = temporaries(behind)
-    assert in_turn < 0.8 * side_by_side  # 40 and 60 arrays
+    assert in_turn < 0.8 * side_by_side
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
